@@ -1,0 +1,19 @@
+import type { Knex } from 'knex';
+import * as ledger from './001-ledger';
+import * as rules from './002-rules';
+
+const migrations: Record<string, Knex.Migration> = { '001-ledger': ledger, '002-rules': rules };
+
+/**
+ * Imports, not a folder that Knex lists: the names that the database remembers have no extension, so a compiled
+ * app finds the migrations that it ran from TypeScript.
+ */
+const migrationSource: Knex.MigrationSource<[name: string, migration: Knex.Migration]> = {
+  getMigrations: async () => Object.entries(migrations),
+  getMigrationName: ([name]) => name,
+  getMigration: async ([, migration]) => migration,
+};
+
+export async function migrate(knex: Knex): Promise<void> {
+  await knex.migrate.latest({ migrationSource });
+}

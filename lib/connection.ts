@@ -1,0 +1,196 @@
+import type { Transform } from 'node:stream';
+import { CommitUnknownError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import {
+  COMPLETION_UNKNOWN,
+  isComplete,
+  isGroupable,
+  isReady,
+  isServerError,
+  observeStatus,
+  type PgConnection,
+  type Preamble,
+  precededBy,
+  runCommand,
+  type Statement,
+  transactionStatus,
+  whenReady,
+} from './postgres';
+
+/** A Knex client, as far as a connection uses it; its calls emit Knex's events. */
+export interface KnexClient {
+  query(connection: unknown, statement: Statement): Promise<unknown>;
+  stream(connection: unknown, statement: Statement, stream: Transform, options: unknown): Promise<unknown>;
+  emit(event: string, ...values: unknown[]): boolean;
+}
+
+/** Where a transaction lives: on a connection of the pool, or as a savepoint in someone else's transaction. */
+export interface Connection {
+  readonly knexUid: string | undefined;
+  readonly hasBegun: boolean;
+  /** Set as soon as the connection is known to be dead. */
+  readonly lostBecause: unknown;
+  /** Begins, if that has not happened yet, and runs the statement. */
+  query(client: KnexClient, statement: Statement, txid: string): Promise<unknown>;
+  stream(client: KnexClient, statement: Statement, txid: string, stream: Transform, options: unknown): Promise<unknown>;
+  /** Waits until the next statement can be sent; false if the connection is lost. */
+  whenReady(): Promise<boolean>;
+  /** Whether the transaction has ended without {@link commit} or {@link rollback}; known while ready. */
+  hasEndedByItself(): boolean;
+  /** Resolves only if the server has said that it committed. @param abortedBy the error that a refusal is due to */
+  commit(abortedBy: unknown): Promise<void>;
+  rollback(): Promise<void>;
+  /** Gives the connection back, or destroys it: if there is a reason to, or if it is not clean. */
+  release(reason?: unknown): void;
+  /** Asks Knex to cancel the statement that runs (`.timeout(ms, { cancel: true })`). */
+  cancel(): Promise<unknown>;
+}
+
+/** What a {@link PooledConnection} needs of the Knex instance that it comes from. */
+export interface Pool {
+  readonly client: KnexClient;
+  /** Gives the connection back; with a reason, it is never handed out again. */
+  release(connection: PgConnection, reason: unknown): void;
+  cancel(connection: PgConnection): Promise<unknown>;
+}
+
+/** A connection of the application's pool, with a transaction of its own. */
+export class PooledConnection implements Connection {
+  hasBegun = false;
+  lostBecause: unknown;
+
+  /** @param client receives the events of the commands that the session sends itself, as with `knex.transaction()` */
+  constructor(
+    private readonly pg: PgConnection,
+    private readonly pool: Pool,
+    private readonly client: KnexClient,
+    private readonly txid: string,
+  ) {
+    observeStatus(pg);
+    // pg.Pool has no listener on a client that is checked out: a killed backend would be an uncaught exception.
+    pg.on('error', this.onLost);
+    pg.on('end', this.onLost);
+  }
+
+  get knexUid(): string | undefined {
+    return this.pg.__knexUid;
+  }
+
+  async query(client: KnexClient, statement: Statement, txid: string): Promise<unknown> {
+    if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);
+
+    this.announce(BEGIN);
+    const preamble: Preamble = { commands: [BEGIN], isRequested: false, completed: 0 };
+    const grouped = isGroupable(statement) ? precededBy(this.pg, preamble) : undefined;
+    if (grouped === undefined) {
+      await this.begin();
+      return this.pool.client.query.call(client, this.taggedWith(txid), statement);
+    }
+    try {
+      const first = { __knexUid: this.pg.__knexUid, __knexTxId: txid, ...grouped };
+      return await this.pool.client.query.call(client, first, statement);
+    } catch (error) {
+      // The answer to BEGIN may still be on its way behind an error of the driver's own.
+      await this.whenReady();
+      if (isComplete(preamble) || !preamble.isRequested) throw error;
+      throw this.failedToBegin(error);
+    } finally {
+      this.hasBegun = isComplete(preamble);
+    }
+  }
+
+  async stream(
+    client: KnexClient,
+    statement: Statement,
+    txid: string,
+    stream: Transform,
+    options: unknown,
+  ): Promise<unknown> {
+    if (!this.hasBegun) {
+      this.announce(BEGIN);
+      await this.begin();
+    }
+    return this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
+  }
+
+  whenReady(): Promise<boolean> {
+    return this.lostBecause === undefined ? whenReady(this.pg) : Promise.resolve(false);
+  }
+
+  hasEndedByItself(): boolean {
+    return this.hasBegun && isReady(this.pg) && transactionStatus(this.pg) === 'I';
+  }
+
+  async commit(abortedBy: unknown): Promise<void> {
+    this.announce(COMMIT);
+    let tag: string;
+    try {
+      tag = await runCommand(this.pg, COMMIT);
+    } catch (error) {
+      this.announce(COMMIT, error);
+      // Definite only if the server lives on after its error: a FATAL one, or none at all, ends the connection.
+      // (The severity is a word in the server's language, and says nothing.)
+      const isDefinite = isServerError(error) && error.code !== COMPLETION_UNKNOWN && (await this.whenReady());
+      throw isDefinite ? error : new CommitUnknownError(error);
+    }
+    if (tag !== 'COMMIT') throw new TransactionAbortedError(abortedBy);
+  }
+
+  async rollback(): Promise<void> {
+    this.announce(ROLLBACK);
+    await runCommand(this.pg, ROLLBACK);
+  }
+
+  release(reason?: unknown): void {
+    this.pg.removeListener('error', this.onLost);
+    this.pg.removeListener('end', this.onLost);
+    this.pg.__knexTxId = undefined;
+    this.pool.release(this.pg, this.lostBecause ?? reason ?? this.whyUnclean());
+  }
+
+  cancel(): Promise<unknown> {
+    return this.pool.cancel(this.pg);
+  }
+
+  private async begin(): Promise<void> {
+    try {
+      await runCommand(this.pg, BEGIN);
+    } catch (error) {
+      throw this.failedToBegin(error);
+    }
+    this.hasBegun = true;
+  }
+
+  private failedToBegin(cause: unknown): SessionUnavailableError {
+    this.announce(BEGIN, cause);
+    // Whatever the reason, the state of this connection is not known any more.
+    this.lostBecause ??= cause;
+    return new SessionUnavailableError(cause);
+  }
+
+  private whyUnclean(): unknown {
+    const status = transactionStatus(this.pg);
+    if (isReady(this.pg) && (status === 'I' || (status === null && !this.hasBegun))) return undefined;
+    return new Error('The connection was not clean at the end of its session.');
+  }
+
+  /** Knex reads the transaction's id, which its events carry, from the connection. Statements run one at a time. */
+  private taggedWith(txid: string): PgConnection {
+    this.pg.__knexTxId = txid;
+    return this.pg;
+  }
+
+  private announce(sql: string, error?: unknown): void {
+    const event = { __knexUid: this.pg.__knexUid, __knexTxId: this.txid, sql, bindings: undefined };
+    if (error === undefined) this.client.emit('query', event);
+    else this.client.emit('query-error', error, event);
+  }
+
+  private readonly onLost = (error?: unknown): void => {
+    this.lostBecause ??= error ?? new Error('The connection to the database ended.');
+  };
+}
+
+// As Knex spells them, so that listeners which look for them find them.
+const BEGIN = 'BEGIN;';
+const COMMIT = 'COMMIT;';
+const ROLLBACK = 'ROLLBACK';

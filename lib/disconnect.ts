@@ -1,0 +1,47 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+
+const watched = new WeakMap<Socket, Set<() => void>>();
+
+/** Whether nobody can receive the response any more. */
+export function isGone(req: IncomingMessage, res: ServerResponse): boolean {
+  return res.destroyed || req.socket?.destroyed === true;
+}
+
+/**
+ * Calls back when the client has gone, or when the response is complete.
+ *
+ * 1. The request's `close` says nothing: it comes as soon as the body has been read.
+ * 2. A response that waits behind another one on its connection (pipelining) never has a `close`: the socket is watched too,
+ *    by one listener for all its requests.
+ *
+ * @returns a function that ends the watch
+ */
+export function onClose(req: IncomingMessage, res: ServerResponse, listener: () => void): () => void {
+  const { socket } = req;
+  const listeners = socket ? listenersOf(socket) : undefined;
+  const stop = (): void => {
+    res.removeListener('close', notify);
+    listeners?.delete(notify);
+  };
+  const notify = (): void => {
+    stop();
+    listener();
+  };
+  res.on('close', notify);
+  listeners?.add(notify);
+  return stop;
+}
+
+function listenersOf(socket: Socket): Set<() => void> {
+  let listeners = watched.get(socket);
+  if (listeners === undefined) {
+    const created = new Set<() => void>();
+    socket.once('close', () => {
+      for (const listener of created) listener();
+    });
+    watched.set(socket, created);
+    listeners = created;
+  }
+  return listeners;
+}

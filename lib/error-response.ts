@@ -1,0 +1,84 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import type { NextFunction, Request, Response } from 'express';
+import { cutConnection, Overrides } from './response-hold';
+
+/** Tells what the error handlers write from what the old handler still writes; entered only when a response is replaced. */
+const errorHandlers = new AsyncLocalStorage<Response>();
+
+/**
+ * Lets the application's error handlers answer in place of a response that has been discarded.
+ *
+ * 1. The status is `error.status`, or 500, unless they choose another; a success (2xx) is never sent.
+ * 2. What the old handler still writes is dropped, up to its `end`. A later write cannot be told from that of an error handler that has lost
+ *    its context: the connection is cut.
+ * 3. If the old handler has not ended, the connection is closed afterwards: its late error would hit the next request on it.
+ */
+export function answerWithError(
+  error: unknown,
+  { req, res, next, hasHandlerEnded }: { req: Request; res: Response; next: NextFunction; hasHandlerEnded: boolean },
+): void {
+  const status = statusOf(error);
+  res.statusCode = status;
+  res.statusMessage = undefined as never;
+  if (!hasHandlerEnded) res.setHeader('Connection', 'close');
+  guard(res, status, hasHandlerEnded);
+  // Not the middleware's own `next`: inside a nested router it would go on with the wrong URL, and skip the router's handlers.
+  errorHandlers.run(res, () => (req.next ?? next)(error));
+}
+
+function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
+  const overrides = new Overrides(res);
+  let mayEnd = !hasHandlerEnded;
+
+  const wrap = (name: string, onForeign: (...args: any[]) => unknown, beforeOwn?: (args: any[]) => void): void => {
+    const original = overrides.set(name, (...args) => {
+      if (errorHandlers.getStore() !== res) return onForeign(...args);
+      beforeOwn?.(args);
+      return original.apply(res, args);
+    });
+  };
+  const refuseHeader = (): never => {
+    throw Object.assign(new Error('Cannot set headers after they are sent to the client'), {
+      code: 'ERR_HTTP_HEADERS_SENT',
+    });
+  };
+  const dropOrCut = (): void => {
+    if (!mayEnd && !res.writableEnded) cutConnection(res);
+  };
+  const neverSucceed = (): void => {
+    if (!res.headersSent && isSuccess(res.statusCode)) res.statusCode = status;
+  };
+
+  for (const name of ['setHeader', 'setHeaders', 'appendHeader', 'removeHeader']) wrap(name, refuseHeader);
+  wrap('writeHead', refuseHeader, (args) => {
+    if (isSuccess(Number(args[0]))) args[0] = status;
+  });
+  wrap('flushHeaders', () => {}, neverSucceed);
+  wrap(
+    'write',
+    () => {
+      dropOrCut();
+      // `true`: a source that is piped here flows to its end instead of waiting.
+      return true;
+    },
+    neverSucceed,
+  );
+  wrap(
+    'end',
+    () => {
+      dropOrCut();
+      mayEnd = false;
+      return res;
+    },
+    neverSucceed,
+  );
+}
+
+function statusOf(error: unknown): number {
+  const status = (error as { status?: unknown } | null | undefined)?.status;
+  return typeof status === 'number' && Number.isInteger(status) && status >= 400 && status <= 599 ? status : 500;
+}
+
+function isSuccess(status: number): boolean {
+  return status >= 200 && status < 300;
+}

@@ -1,0 +1,99 @@
+/**
+ * Every error code of the package with the HTTP status that its error carries.
+ * This table is the one place that lists them; the README's table is checked against it.
+ */
+export const errorStatuses = {
+  ERR_TRANSACTION_ABORTED: 500,
+  ERR_COMMIT_UNKNOWN: 500,
+  ERR_SESSION_UNAVAILABLE: 503,
+  ERR_SESSION_CLOSED: 500,
+  ERR_SESSION_MISSING: 500,
+  ERR_SAVEPOINT_OPEN: 500,
+  ERR_ROLLBACK_ONLY: 500,
+  ERR_TRANSACTION_CONTROL: 500,
+  ERR_NOT_A_LOGIN_SESSION: 500,
+  ERR_SESSION_DESTROY: 500,
+} as const;
+
+export type SessionErrorCode = keyof typeof errorStatuses;
+
+/**
+ * The base of every error of this package.
+ *
+ * 1. `code` is stable and never translated; switch on it, not on the message.
+ * 2. `status` is the HTTP status that Express's default error handler answers with.
+ * 3. `cause`, where there is one, is the error that came first: the driver's, or the application's.
+ * 4. No message holds SQL text or values, so it may be logged; `cause` may hold both.
+ *
+ * @example
+ * app.use((err, req, res, next) => {
+ *   if (err instanceof SessionError && err.code === 'ERR_COMMIT_UNKNOWN') {
+ *     res.status(err.status).json({ error: 'It is not known whether your change was stored.' });
+ *   } else next(err);
+ * });
+ */
+export class SessionError extends Error {
+  override readonly name: string = 'SessionError';
+  readonly code: SessionErrorCode;
+  readonly status: number;
+
+  constructor(code: SessionErrorCode, message: string, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.code = code;
+    this.status = errorStatuses[code];
+  }
+}
+
+/**
+ * `ERR_TRANSACTION_ABORTED`: a statement failed, its error was swallowed, and a commit was asked for.
+ * PostgreSQL answers such a COMMIT with ROLLBACK: nothing was stored. `cause` is the first swallowed error.
+ */
+export class TransactionAbortedError extends SessionError {
+  override readonly name = 'TransactionAbortedError';
+  constructor(cause: unknown) {
+    super(
+      'ERR_TRANSACTION_ABORTED',
+      'The transaction was rolled back at COMMIT, because one of its statements had failed and the error was not passed on. ' +
+        'Rethrow it, run the statement in a savepoint (session.transaction()), or call session.setRollbackOnly() if the response is right as it is. ' +
+        'See `cause` for the first error.',
+      cause,
+    );
+  }
+}
+
+/**
+ * `ERR_COMMIT_UNKNOWN`: the connection was lost while COMMIT was under way. The transaction may have been committed or not;
+ * only the database can tell. It must not be repeated blindly.
+ */
+export class CommitUnknownError extends SessionError {
+  override readonly name = 'CommitUnknownError';
+  constructor(cause: unknown) {
+    super(
+      'ERR_COMMIT_UNKNOWN',
+      'The connection was lost while COMMIT was in flight: the transaction may have been committed or not. ' +
+        'Look in the database before you repeat it.',
+      cause,
+    );
+  }
+}
+
+/** `ERR_SESSION_UNAVAILABLE`: no connection could be had, or no transaction begun on it. Nothing was run. */
+export class SessionUnavailableError extends SessionError {
+  override readonly name = 'SessionUnavailableError';
+  constructor(cause: unknown) {
+    super(
+      'ERR_SESSION_UNAVAILABLE',
+      'No database session could be opened: the database is down, its pool is full, or BEGIN failed. See `cause`.',
+      cause,
+    );
+  }
+}
+
+/** `ERR_SESSION_CLOSED`: a statement, or a call that needs an open session, came after the session's end. */
+export class SessionClosedError extends SessionError {
+  override readonly name = 'SessionClosedError';
+  /** @param because what ended the session, and what to do: completes "The session is closed: ...". */
+  constructor(because: string, cause?: unknown) {
+    super('ERR_SESSION_CLOSED', `The session is closed: ${because}`, cause);
+  }
+}

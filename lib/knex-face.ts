@@ -1,0 +1,273 @@
+import type { EventEmitter } from 'node:events';
+import type { Transform } from 'node:stream';
+import type { Knex } from 'knex';
+import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
+import { SessionError } from './errors';
+import { describe } from './options';
+import { OuterTransaction } from './outer-transaction';
+import type { PgConnection, Statement } from './postgres';
+import { type Container, Savepoint } from './savepoint';
+import type { Scope } from './scope';
+import type { Session } from './session';
+import type { Lease } from './transaction';
+
+/**
+ * How a session looks like Knex. The only file that knows Knex's inside:
+ *
+ * - A Knex function is a function with a `context`; all its methods go through `this.context.client`. So a session is a small
+ *   function whose prototype is a Knex function, with a context and a client of its own: no copying for each request.
+ * - A Knex client's `acquireConnection`, `releaseConnection`, `query`, `stream` and `transaction` are all that Knex's builders
+ *   call to reach the database. All five are ours.
+ */
+export class KnexFace {
+  private readonly sessionPrototype: object;
+  private readonly clientPrototype: object;
+  private readonly contextPrototype: object;
+  private readonly pool: Pool;
+
+  private constructor(private readonly knex: Knex | Knex.Transaction) {
+    // A clone with shortcuts for the methods of QueryBuilder.extend too; a transaction was made late enough to have them.
+    const template: Knex = knex.isTransaction ? knex : knex.withUserParams(knex.userParams);
+    this.sessionPrototype = Object.create(template, sessionProperties);
+    this.contextPrototype = Object.create(contextOf(template), contextProperties);
+    this.clientPrototype = Object.create(knex.client, clientProperties(knex));
+    this.pool = {
+      client: knex.client,
+      release: (connection, reason) => releaseTo(knex.client, connection, reason),
+      cancel: (connection) => Promise.resolve(knex.client.cancelQuery(connection)),
+    };
+  }
+
+  /** Made with the first session of a Knex instance, and kept as long as it. */
+  static of(knex: Knex): KnexFace {
+    let face = faces.get(knex);
+    if (face === undefined) {
+      face = new KnexFace(knex);
+      faces.set(knex, face);
+    }
+    return face;
+  }
+
+  /** Gives a level of a session its client and its face. */
+  dress(scope: Scope): void {
+    const client = Object.create(this.clientPrototype) as SessionClient;
+    client.scope = scope;
+    client.knexFace = this;
+    const context = Object.create(this.contextPrototype) as Context;
+    context.client = client;
+    const session = (tableName?: unknown, options?: unknown): unknown => {
+      const builder = context.queryBuilder();
+      if (tableName) return builder.table(tableName, options);
+      client.logger.warn('calling knex without a tableName is deprecated. Use knex.queryBuilder() instead.');
+      return builder;
+    };
+    Object.setPrototypeOf(session, this.sessionPrototype);
+    session.context = context;
+    scope.client = client;
+    scope.face = session as unknown as Session;
+  }
+
+  /** The transaction that stands for Knex, if there is one. */
+  get outer(): Knex.Transaction | undefined {
+    return this.knex.isTransaction ? (this.knex as Knex.Transaction) : undefined;
+  }
+
+  /** Takes a connection from the pool, or a savepoint in the transaction that stands for Knex. */
+  async connect(scope: Scope): Promise<Connection> {
+    if (this.outer) return OuterTransaction.join(this.outer, scope.client);
+    const connection: PgConnection = await this.knex.client.acquireConnection();
+    return new PooledConnection(connection, this.pool, scope.client, scope.txid);
+  }
+}
+
+const faces = new WeakMap<Knex, KnexFace>();
+
+interface Context {
+  client: SessionClient;
+  queryBuilder(): { table(name: unknown, options: unknown): unknown };
+}
+
+interface SessionClient extends KnexClient {
+  scope: Scope;
+  knexFace: KnexFace;
+  readonly logger: { warn(message: string): void };
+  readonly _events: unknown;
+}
+
+/**
+ * Checks what a session is to be made of.
+ *
+ * @throws TypeError that says what was given instead, and what was probably meant
+ */
+export function assertKnex(knex: unknown): asserts knex is Knex {
+  const client = (knex as Partial<Knex> | null | undefined)?.client;
+  if (typeof knex !== 'function' || typeof client?.acquireConnection !== 'function') {
+    const isRequest = typeof (knex as { httpVersion?: unknown } | null)?.httpVersion === 'string';
+    const hint = isRequest
+      ? ' Did you mean app.use(sessionMiddleware(knex))?'
+      : ' Make one with knex({ client: "pg", connection: ... }).';
+    throw new TypeError(`Expected \`knex\` to be a Knex instance, got ${describe(knex)}.${hint}`);
+  }
+  if (client.dialect !== 'postgresql' || client.driverName !== 'pg') {
+    throw new TypeError(
+      `Expected a Knex instance with \`client: 'pg'\`, got \`client: '${client.config?.client ?? client.dialect}'\`. Only PostgreSQL is supported.`,
+    );
+  }
+}
+
+/** Whether a value is a session, also one of another copy of this package. */
+export function isSession(value: unknown): value is Session {
+  return typeof value === 'function' && (contextOf(value) as Context | undefined)?.client?.scope?.face === value;
+}
+
+function contextOf(knex: unknown): object {
+  return (knex as { context: object }).context;
+}
+
+function clientOf(face: unknown): SessionClient {
+  return (contextOf(face) as Context).client;
+}
+
+function scopeOf(face: unknown): Scope {
+  return clientOf(face).scope;
+}
+
+/** What a session's client does in its own way; everything else is inherited from the application's client. */
+function clientProperties(knex: Knex): PropertyDescriptorMap {
+  const inherited = knex.client as KnexClient & EventEmitter;
+  return Object.getOwnPropertyDescriptors({
+    // Knex's mark of a client that `.transacting()` takes.
+    transacting: true,
+    // Listeners must not end up on the application's client.
+    _events: undefined,
+    _eventsCount: 0,
+
+    acquireConnection(this: SessionClient): Promise<Lease> {
+      return this.scope.lease();
+    },
+    releaseConnection(this: SessionClient, lease: Lease): Promise<void> {
+      this.scope.transaction.returnLease(lease);
+      return Promise.resolve();
+    },
+    query(this: SessionClient, lease: Lease, statement: Statement | string): Promise<unknown> {
+      const asked = typeof statement === 'string' ? { sql: statement } : statement;
+      return this.scope.transaction.query(lease, this, asked);
+    },
+    stream(this: SessionClient, lease: Lease, statement: Statement, stream: Transform, options: unknown) {
+      return this.scope.transaction.stream(lease, this, statement, stream, options);
+    },
+    transaction(this: SessionClient, container: Container, config: Knex.TransactionConfig = {}): Promise<unknown> {
+      return Savepoint.open(this.scope, container, config, (savepoint) => this.knexFace.dress(savepoint));
+    },
+    cancelQuery(lease: Lease): Promise<unknown> {
+      return lease.connection.cancel();
+    },
+    destroy: refuseDestroy,
+    initializePool: refuseDestroy,
+
+    /** Listeners on the level hear its statements, then those on the levels above it, then those on the application's Knex. */
+    emit(this: SessionClient, event: string, ...values: unknown[]): boolean {
+      const { scope } = this;
+      const face = scope.face as unknown as EventEmitter & { _events: unknown };
+      if (face._events !== undefined) face.emit(event, ...values);
+      if (this._events !== undefined) inherited.constructor.prototype.emit.call(this, event, ...values);
+      if (scope.parent) return scope.parent.client.emit(event, ...values);
+      // The outer transaction's own client tells of the statements that run in it.
+      if (knex.isTransaction && (event === 'query' || event === 'query-error')) return true;
+      return inherited.emit(event, ...values);
+    },
+  });
+}
+
+const contextProperties = Object.getOwnPropertyDescriptors({
+  withUserParams(): never {
+    throw new Error(
+      'Cannot set user params on a transaction - it can only inherit params from main knex instance',
+    );
+  },
+});
+
+/** What a session has beyond, or unlike, a Knex function. Getters give functions that work when passed on, as Knex's do. */
+const sessionProperties: PropertyDescriptorMap = hidden({
+  isTransaction: true,
+  // Listeners and Objection's bound models belong to one session, never to the prototype of all.
+  _events: undefined,
+  _eventsCount: 0,
+  $$objection: undefined,
+
+  get commit() {
+    const scope = scopeOf(this);
+    return (value?: unknown) => scope.commit(value);
+  },
+  get rollback() {
+    const scope = scopeOf(this);
+    return (error?: unknown) => scope.rollback(error);
+  },
+  get savepoint() {
+    const { face } = scopeOf(this);
+    return (container: Container, config?: Knex.TransactionConfig) => face.transaction(container as never, config);
+  },
+  get isCompleted() {
+    const scope = scopeOf(this);
+    return () => scope.isCompleted();
+  },
+  get executionPromise() {
+    return scopeOf(this).executionPromise;
+  },
+  get parentTransaction() {
+    const { scope, knexFace } = clientOf(this);
+    return scope.parent?.face ?? knexFace.outer;
+  },
+
+  get outcome() {
+    return scopeOf(this).transaction.outcome;
+  },
+  setRollbackOnly(reason?: unknown): void {
+    scopeOf(this).transaction.setRollbackOnly(reason);
+  },
+
+  destroy: refuseDestroy,
+  initialize: refuseDestroy,
+  save: refuseLogin,
+  regenerate: refuseLogin,
+  reload: refuseLogin,
+  touch: refuseLogin,
+  get cookie() {
+    return refuseLogin();
+  },
+});
+
+function hidden(properties: object & ThisType<object>): PropertyDescriptorMap {
+  const descriptors = Object.getOwnPropertyDescriptors(properties) as PropertyDescriptorMap;
+  for (const descriptor of Object.values(descriptors)) {
+    descriptor.enumerable = false;
+    if ('value' in descriptor) descriptor.writable = true;
+  }
+  return descriptors;
+}
+
+function releaseTo(client: Knex.Client, connection: PgConnection, reason: unknown): void {
+  if (reason !== undefined) {
+    // The pool drops what carries this mark when it is asked for the next connection; the socket is closed at once.
+    connection.__knex__disposed ??= reason;
+    connection.end().catch(() => {});
+  }
+  client.releaseConnection(connection);
+}
+
+function refuseDestroy(): never {
+  throw new SessionError(
+    'ERR_SESSION_DESTROY',
+    'A database session has no connection pool to destroy or initialize. It ends with the request; ' +
+      'end it earlier by session.commit() or session.rollback(). ' +
+      'To log a user out, call destroy() on the session of express-session.',
+  );
+}
+
+function refuseLogin(): never {
+  throw new SessionError(
+    'ERR_NOT_A_LOGIN_SESSION',
+    'This is a database session, not a login session of express-session. ' +
+      "To have both, attach this one elsewhere: sessionMiddleware(knex, { property: 'db' }).",
+  );
+}

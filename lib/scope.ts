@@ -1,0 +1,120 @@
+import type { KnexClient } from './connection';
+import { SessionError } from './errors';
+import type { Session } from './session';
+import type { Decision, Lease, Transaction } from './transaction';
+
+let scopes = 0;
+
+/**
+ * A level that statements run on and that can be committed or rolled back: the session itself, or a savepoint in it.
+ * Its face (a Knex function) and its Knex client are made by knex-face.ts.
+ */
+export abstract class Scope {
+  readonly txid = `session${++scopes}`;
+  /** Savepoints of one level run one after the other; this settles with the last of them. */
+  lastChild: Promise<unknown> = Promise.resolve();
+  face!: Session;
+  client!: KnexClient;
+
+  private execution: Deferred | undefined;
+  private end: ((execution: Deferred) => void) | undefined;
+
+  constructor(
+    readonly transaction: Transaction,
+    readonly parent: Scope | undefined,
+  ) {}
+
+  abstract commit(value?: unknown): Promise<void>;
+  abstract rollback(error?: unknown): Promise<void>;
+  abstract isCompleted(): boolean;
+  abstract lease(): Promise<Lease>;
+
+  /** As Knex's: resolves with the value given to commit, rejects with the error given to rollback. */
+  get executionPromise(): Promise<unknown> {
+    if (this.execution === undefined) {
+      this.execution = new Deferred();
+      this.end?.(this.execution);
+    }
+    return this.execution.promise;
+  }
+
+  protected resolveExecution(value: unknown): void {
+    this.endExecution((execution) => execution.resolve(value));
+  }
+
+  protected rejectExecution(error: unknown): void {
+    this.endExecution((execution) => execution.reject(error));
+  }
+
+  private endExecution(end: (execution: Deferred) => void): void {
+    if (this.end) return;
+    this.end = end;
+    if (this.execution) end(this.execution);
+  }
+}
+
+/** The session's own level: its end is the end of the transaction. */
+export class SessionScope extends Scope {
+  constructor(transaction: Transaction) {
+    super(transaction, undefined);
+  }
+
+  lease(): Promise<Lease> {
+    return this.transaction.lease(this.txid);
+  }
+
+  isCompleted(): boolean {
+    return this.transaction.isSettled;
+  }
+
+  async commit(value?: unknown): Promise<void> {
+    const { transaction } = this;
+    if (transaction.rollbackOnly) {
+      throw new SessionError(
+        'ERR_ROLLBACK_ONLY',
+        'session.commit() was called after session.setRollbackOnly(). The session will be rolled back.',
+        transaction.rollbackOnly.reason,
+      );
+    }
+    await this.settle('commit', 'it has been committed by session.commit()', () => this.resolveExecution(value));
+    if (transaction.outcome !== 'committed' && transaction.outcome !== 'unused') throw transaction.closed;
+  }
+
+  async rollback(error?: unknown): Promise<void> {
+    await this.fail(error, 'it has been rolled back by session.rollback()');
+    if (this.transaction.outcome === 'committed') throw this.transaction.closed;
+  }
+
+  /** Rolls back; `executionPromise` rejects with the error, if there is one. */
+  fail(error: unknown, because: string): Promise<void> {
+    return this.settle('rollback', because, () => {
+      if (error !== undefined) this.rejectExecution(error);
+    });
+  }
+
+  /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. */
+  async settle(decision: Decision, because: string, onSuccess?: () => void): Promise<void> {
+    try {
+      await this.transaction.settle(decision, because);
+    } catch (error) {
+      this.rejectExecution(error);
+      throw error;
+    }
+    onSuccess?.();
+    this.resolveExecution(undefined);
+  }
+}
+
+class Deferred {
+  resolve!: (value: unknown) => void;
+  reject!: (error: unknown) => void;
+  readonly promise = new Promise<unknown>((resolve, reject) => {
+    this.resolve = resolve;
+    this.reject = reject;
+  });
+
+  constructor() {
+    // Whoever looks at the promise hears of it; nobody has to.
+    this.promise.catch(() => {});
+  }
+}

@@ -1,0 +1,87 @@
+import type { NextFunction, Request, RequestHandler, Response } from 'express';
+import type { Knex } from 'knex';
+import { SessionError } from './errors';
+import { assertKnex, isSession } from './knex-face';
+import { resolveOptions, type SessionOptions, sameOptions } from './options';
+import { type Mount, RequestSession } from './request-session';
+import { earlyHeaders } from './response-head';
+import type { Session } from './session';
+
+/**
+ * Gives each request a database session: a Knex transaction on `req.session`.
+ *
+ * 1. Nothing happens until the handler runs a statement: no connection, no SQL, and the response is not wrapped.
+ * 2. The first statement takes a connection and begins; all statements of the request run in that transaction.
+ * 3. A response with a status below 400 leaves after COMMIT has succeeded; any other after ROLLBACK.
+ * 4. If COMMIT fails, the error goes to the application's error handlers, and what the handler had prepared is discarded.
+ * 5. If the client disconnects before the response ends, the session is rolled back.
+ * 6. The connection goes back to the pool before the response leaves.
+ *
+ * Mount {@link sessionErrorHandler} after the routes.
+ *
+ * @param knex a Knex instance with `client: 'pg'`; or a `Knex.Transaction`, and then each session is a savepoint in it
+ * @throws TypeError at construction, for a `knex` or an option that is not what it should be
+ * @example
+ * app.use(sessionMiddleware(knex));
+ *
+ * app.post('/transfers', async (req, res) => {
+ *   await req.session('entries').insert(debit);
+ *   await req.session('entries').insert(credit);
+ *   res.status(201).end();
+ * });
+ *
+ * app.use(sessionErrorHandler());
+ */
+export function sessionMiddleware(knex: Knex, options?: SessionOptions): RequestHandler {
+  assertKnex(knex);
+  const mount: Mount = { knex, options: resolveOptions(options) };
+  const { property } = mount.options;
+
+  return function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
+    const holder = req as unknown as Record<string, unknown>;
+    const taken = holder[property];
+    if (taken !== undefined && taken !== null) {
+      next(whyRefused(mount, taken, req));
+      return;
+    }
+    const session = new RequestSession(mount, { req, res, next, earlyHeaders: earlyHeaders(res) });
+    holder[property] = session.scope.face;
+    next();
+  };
+}
+
+/**
+ * The session of a request, for code that is handed a request of any kind.
+ *
+ * @param property where the middleware attached it
+ * @default 'session'
+ * @throws SessionError `ERR_SESSION_MISSING` if there is none: the middleware is not mounted before this route
+ * @example
+ * const session = getSession(req);
+ */
+export function getSession(req: Request, property = 'session'): Session {
+  const session = (req as unknown as Record<string, unknown> | undefined)?.[property];
+  if (isSession(session)) return session;
+  const found = session === undefined ? 'nothing' : 'something else (express-session?)';
+  throw new SessionError(
+    'ERR_SESSION_MISSING',
+    `Expected a database session on req.${property}, found ${found}. ` +
+      'Mount app.use(sessionMiddleware(knex)) before this route, and ask for the property that it was given.',
+  );
+}
+
+/** A second middleware finds the session of the first: that one owns it, if they agree. */
+function whyRefused(mount: Mount, taken: unknown, req: Request): TypeError | undefined {
+  const { property } = mount.options;
+  for (const { mount: owner, scope } of RequestSession.of(req)) {
+    if (scope.face !== taken) continue;
+    if (owner.knex === mount.knex && sameOptions(owner.options, mount.options)) return undefined;
+    return new TypeError(
+      `sessionMiddleware is mounted twice with the property '${property}' and another Knex instance or other options. ` +
+        "Mount it once, or give the second one a property of its own: { property: 'other' }.",
+    );
+  }
+  return new TypeError(
+    `req.${property} is already set (express-session?). Pass another property: sessionMiddleware(knex, { property: 'db' }).`,
+  );
+}

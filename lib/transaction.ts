@@ -1,0 +1,335 @@
+import type { Transform } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Connection, KnexClient } from './connection';
+import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError } from './errors';
+import { controlsTransaction, FAILED_TRANSACTION, isServerError, type Statement } from './postgres';
+
+/**
+ * What has become of a session's work.
+ * `'unused'`: no statement was run. `'open'`: a transaction is under way. `'unknown'`: the connection was lost during COMMIT.
+ */
+export type Outcome = 'unused' | 'open' | 'committed' | 'rolled back' | 'unknown';
+
+export type Decision = 'commit' | 'rollback';
+
+/** Whoever a transaction is made for. */
+export interface TransactionOwner {
+  /** Takes a connection. */
+  connect(): Promise<Connection>;
+  /** Throws if a transaction that has not been used can no longer be. */
+  assertUsable(): void;
+  /** Called before the first statement takes a connection; what it throws refuses the statement. */
+  onFirstUse(): void;
+  /** Receives an error that no caller can. */
+  onError(error: unknown): void;
+}
+
+/** The right to run statements, taken for each run of a Knex builder; what Knex believes to be the connection. */
+export class Lease {
+  isReturned = false;
+  /** Knex leaves its mark here when a statement's `.timeout()` has passed: the connection is still busy with it. */
+  __knex__disposed: unknown;
+
+  constructor(
+    readonly connection: Connection,
+    readonly __knexTxId: string,
+  ) {}
+
+  get __knexUid(): string | undefined {
+    return this.connection.knexUid;
+  }
+}
+
+/**
+ * One transaction: takes a connection with the first statement, runs statements one after the other, settles once,
+ * gives the connection back. Knows no HTTP.
+ *
+ * The first claim to {@link settle} wins; its end is the ladder of decisions in {@link commit}; the connection leaves in
+ * {@link finish} only.
+ */
+export class Transaction {
+  outcome: Outcome = 'unused';
+  /** Savepoints that were begun and have not ended. */
+  openSavepoints = 0;
+  /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
+  abortedBy: unknown;
+  /** Set by setRollbackOnly(). */
+  rollbackOnly: { readonly reason: unknown } | undefined;
+
+  private connection: Connection | undefined;
+  private opening: Promise<Connection> | undefined;
+  private settlement: Promise<void> | undefined;
+  /** Why nothing can be committed any more. */
+  private failure: unknown;
+  /** Why the connection must not be used again. */
+  private disposedBecause: unknown;
+  /** Set when no new statement is taken. */
+  private closedError: SessionClosedError | undefined;
+  /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
+  private isAbandoned = false;
+
+  private leases = 0;
+  private whenDrained: (() => void) | undefined;
+  private isBusy = false;
+  private readonly turns: (() => void)[] = [];
+  private readonly streams = new Set<Transform>();
+
+  constructor(private readonly owner: TransactionOwner) {}
+
+  get isSettled(): boolean {
+    return this.settlement !== undefined;
+  }
+
+  /** The error for whoever comes after the end. */
+  get closed(): SessionClosedError | undefined {
+    return this.closedError;
+  }
+
+  setRollbackOnly(reason: unknown): void {
+    if (this.closedError) throw this.closedError;
+    if (!this.opening) this.owner.assertUsable();
+    this.rollbackOnly ??= { reason };
+  }
+
+  get hasOpenStream(): boolean {
+    return this.streams.size > 0;
+  }
+
+  /** Takes part in the transaction; every lease must be returned. */
+  async lease(txid: string): Promise<Lease> {
+    if (this.closedError) throw this.closedError;
+    this.leases++;
+    try {
+      this.opening ??= this.open();
+      return new Lease(this.connection ?? (await this.opening), txid);
+    } catch (error) {
+      this.countReturned();
+      throw error;
+    }
+  }
+
+  /** May be called again for the same lease: Knex does so for streams. */
+  returnLease(lease: Lease): void {
+    if (lease.isReturned) return;
+    lease.isReturned = true;
+    this.disposedBecause ??= lease.__knex__disposed;
+    this.countReturned();
+  }
+
+  query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
+    return this.inTurn(lease, statement, (connection) => connection.query(client, statement, lease.__knexTxId));
+  }
+
+  /** The connection is taken until the stream closes. */
+  async stream(
+    lease: Lease,
+    client: KnexClient,
+    statement: Statement,
+    stream: Transform,
+    options: unknown,
+  ): Promise<void> {
+    this.streams.add(stream);
+    const closed = new Promise<void>((resolve) => {
+      stream.once('close', () => {
+        this.streams.delete(stream);
+        resolve();
+      });
+    });
+    let isFed = false;
+    stream.once('pipe', () => {
+      isFed = true;
+    });
+    try {
+      await this.inTurn(lease, statement, (connection) => {
+        const done = connection.stream(client, statement, lease.__knexTxId, stream, options);
+        // A stream that is destroyed early never ends the driver's: its closing is an end as well.
+        return Promise.race([done, closed]);
+      });
+    } catch (error) {
+      // Knex passes on the errors of the driver's stream only, and leaves ours open after them.
+      stream.destroy(isFed ? undefined : (error as Error));
+      throw error;
+    }
+  }
+
+  /**
+   * Ends the transaction. The first call decides; later ones get the same promise.
+   *
+   * @param because what a statement that comes later is told; see {@link SessionClosedError}
+   * @returns rejects if a commit was wanted and did not happen
+   */
+  settle(decision: Decision, because: string): Promise<void> {
+    if (this.settlement === undefined) {
+      this.settlement = this.finish(decision, because);
+      this.settlement.catch(() => {});
+    }
+    return this.settlement;
+  }
+
+  private async finish(decision: Decision, because: string): Promise<void> {
+    try {
+      if (decision === 'commit') {
+        // Statements that this turn of the event loop issued without awaiting them belong to the work: they are drained.
+        // What comes after them is refused by name, not lost.
+        await nextTurn();
+        this.close(because);
+        await this.drained();
+        await this.commit();
+      } else {
+        this.isAbandoned = true;
+        this.close(because);
+        // A connection that is still waited for is given back when it comes. A statement that runs is waited for.
+        if (this.connection) await this.drained();
+        await this.rollback();
+      }
+    } finally {
+      const connection = this.connection;
+      this.connection = undefined;
+      connection?.release(this.disposedBecause);
+    }
+  }
+
+  /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
+  private async commit(): Promise<void> {
+    const connection = this.connection;
+    const failure = this.failure ?? connection?.lostBecause ?? this.savepointLeftOpen();
+    if (failure !== undefined || this.rollbackOnly) {
+      await this.rollback();
+      if (this.rollbackOnly) return;
+      throw failure;
+    }
+    if (!connection?.hasBegun) return;
+    try {
+      await connection.commit(this.abortedBy);
+      this.outcome = 'committed';
+    } catch (error) {
+      this.outcome = error instanceof CommitUnknownError ? 'unknown' : 'rolled back';
+      throw error;
+    }
+  }
+
+  /** Never rejects: a connection that cannot be rolled back is destroyed, and the server then does the same. */
+  private async rollback(): Promise<void> {
+    if (this.outcome === 'open') this.outcome = 'rolled back';
+    const connection = this.connection;
+    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
+    if (!connection?.hasBegun || connection.lostBecause || this.disposedBecause) return;
+    try {
+      await connection.rollback();
+    } catch (error) {
+      this.disposedBecause = error;
+      this.owner.onError(error);
+    }
+  }
+
+  private async open(): Promise<Connection> {
+    this.owner.onFirstUse();
+    let connection: Connection;
+    try {
+      connection = await this.owner.connect();
+    } catch (error) {
+      this.failure = new SessionUnavailableError(error);
+      throw this.failure;
+    }
+    if (this.isAbandoned) {
+      connection.release();
+      throw this.closedError;
+    }
+    this.connection = connection;
+    return connection;
+  }
+
+  /** Runs a statement when those before it are done: pg 9 will have no queue of its own. */
+  private async inTurn<T>(
+    lease: Lease,
+    statement: Statement,
+    run: (connection: Connection) => Promise<T>,
+  ): Promise<T> {
+    if (this.isBusy) await new Promise<void>((resolve) => this.turns.push(resolve));
+    this.isBusy = true;
+    const connection = this.connection;
+    try {
+      if (this.failure) throw this.failure;
+      if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
+        throw this.closedError ?? new Error('Invalid connection for transaction query.');
+      }
+      if (connection.lostBecause) throw connection.lostBecause;
+      if (statement.method === 'raw' && controlsTransaction(statement.sql)) throw refuseControl();
+      let failed: unknown;
+      try {
+        return await run(connection);
+      } catch (error) {
+        failed = error;
+        throw this.noteFailed(error);
+      } finally {
+        await this.noteState(connection, failed);
+      }
+    } finally {
+      const next = this.turns.shift();
+      if (next) next();
+      else this.isBusy = false;
+    }
+  }
+
+  private noteFailed(error: unknown): unknown {
+    if (error instanceof SessionUnavailableError) this.failure ??= error;
+    if (!isServerError(error)) return error;
+    if (error.code === FAILED_TRANSACTION && error.cause === undefined) error.cause = this.abortedBy;
+    this.abortedBy ??= error;
+    return error;
+  }
+
+  /** After every statement; an error comes before the server is ready again, and its status is stale until then. */
+  private async noteState(connection: Connection, failed: unknown): Promise<void> {
+    await connection.whenReady();
+    if (connection.hasBegun && this.outcome === 'unused') this.outcome = 'open';
+    if (!connection.hasEndedByItself()) return;
+    // A statement in disguise (a raw "...; COMMIT") has ended the transaction: all that came next would commit by itself.
+    this.outcome = 'unknown';
+    this.failure ??= new SessionError(
+      'ERR_TRANSACTION_CONTROL',
+      'A statement ended the transaction of the session (a COMMIT or ROLLBACK among several statements in one raw?). ' +
+        'What came before it may be stored. Use session.commit() or session.rollback().',
+      failed,
+    );
+    throw this.failure;
+  }
+
+  private savepointLeftOpen(): SessionError | undefined {
+    if (this.openSavepoints === 0) return undefined;
+    return new SessionError(
+      'ERR_SAVEPOINT_OPEN',
+      'A savepoint (session.transaction()) was still open at the end of the session, so the session was rolled back. ' +
+        'Await it, or end it by its commit() or rollback().',
+      this.abortedBy,
+    );
+  }
+
+  private close(because: string): void {
+    this.closedError = new SessionClosedError(because);
+    // A stream that nobody reads to its end would be waited for without end.
+    for (const stream of this.streams) {
+      stream.destroy(stream.listenerCount('error') > 0 ? this.closedError : undefined);
+    }
+  }
+
+  private drained(): Promise<void> {
+    if (this.leases === 0 || this.disposedBecause) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.whenDrained = resolve;
+    });
+  }
+
+  private countReturned(): void {
+    this.leases--;
+    if (this.leases === 0) this.whenDrained?.();
+  }
+}
+
+function refuseControl(): SessionError {
+  return new SessionError(
+    'ERR_TRANSACTION_CONTROL',
+    'A raw statement would have ended or replaced the transaction of the session; it was not sent. ' +
+      'Use session.commit(), session.rollback() or session.transaction().',
+  );
+}
