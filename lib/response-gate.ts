@@ -35,12 +35,12 @@ const GATE = Symbol('express-knex-session.gate');
 const HELD_HEAD = 'held by express-knex-session';
 
 /**
- * Whether what completes a response can still be held: not if its head has left and declares a length, since nobody
- * has counted the bytes that left with it.
+ * Whether what completes a response can still be held. Not if it is on its way already; nor if its head has left and declares
+ * a length, since nobody has counted the bytes that left with it.
  */
 export function canStillHold(res: Response, letsBytesFlow: boolean): boolean {
-  const { _headerSent, chunkedEncoding } = res as unknown as Internals;
-  return !_headerSent || (letsBytesFlow && chunkedEncoding);
+  const { [GATE]: gate, _headerSent, chunkedEncoding } = res as unknown as Internals & { [GATE]?: ResponseGate };
+  return gate?.settling === undefined && (!_headerSent || (letsBytesFlow && chunkedEncoding));
 }
 
 /**

@@ -106,8 +106,8 @@ export class CapturedDrain {
 
 /** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */
 export function cutConnection(res: ServerResponse): void {
-  const socket = res.socket as (Socket & { encrypted?: boolean }) | null;
-  if (!socket) res.destroy();
-  else if (socket.encrypted) socket.destroy();
-  else socket.resetAndDestroy();
+  const socket = res.socket as (Partial<Socket> & { encrypted?: boolean }) | null;
+  // A TLS connection is not reset, nor is what an adapter passes for a socket.
+  if (socket?.resetAndDestroy && !socket.encrypted) socket.resetAndDestroy();
+  else res.destroy();
 }

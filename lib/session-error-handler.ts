@@ -15,7 +15,12 @@ import { RequestSession } from './request-session';
  * app.use(sessionErrorHandler());
  * app.use(myErrorHandler);
  */
-export function sessionErrorHandler(): ErrorRequestHandler {
+export function sessionErrorHandler(...mistaken: never[]): ErrorRequestHandler {
+  if (mistaken.length > 0) {
+    throw new TypeError(
+      'It appears you have done something like app.use(sessionErrorHandler), but it should be app.use(sessionErrorHandler()).',
+    );
+  }
   return async function sessionErrorHandlerHandler(
     error: unknown,
     req: Request,
