@@ -6,7 +6,7 @@ import type { Knex } from 'knex';
 import request from 'supertest';
 import { createApp } from '../example-app/app';
 import { configFor } from '../example-app/database';
-import { migrate } from '../example-app/migrations';
+import { migrate, migrationSource } from '../example-app/migrations';
 import { seedIfEmpty } from '../example-app/seed';
 import { createDatabase, type TestDatabase } from './support/database';
 import { eventually, poolUsage } from './support/pool';
@@ -287,7 +287,8 @@ describe('when the input is not valid', () => {
     ['a JSON value that is no object', 400, 'invalid-json', { body: '"Ada"' }],
     ['another content type', 415, 'unsupported-media-type', { body: 'name=Ada', contentType: 'application/x-www-form-urlencoded' }],
     ['an unknown charset', 415, 'unsupported-media-type', { body: '{}', contentType: 'application/json; charset=x-user' }],
-    ['no body', 400, 'invalid-input', {}],
+    ['no content type', 415, 'unsupported-media-type', {}],
+    ['an empty body', 400, 'invalid-input', { body: '' }],
     ['a body of 11 kB', 413, 'payload-too-large', { body: JSON.stringify({ name: 'x'.repeat(11_000) }) }],
   ])('says so: %s', async (_name, status, type, { body, contentType = 'application/json' }: { body?: string; contentType?: string }) => {
     const sent = request(server).post('/accounts');
@@ -362,7 +363,7 @@ describe('when a statement is downloaded', () => {
     const { text, headers } = await request(server).get(`/accounts/${to}/statement.csv`).expect(200);
 
     expect(headers['content-type']).toBe('text/csv; charset=utf-8');
-    expect(headers['content-disposition']).toBe('attachment; filename="statement.csv"');
+    expect(headers['content-disposition']).toBe('attachment; filename=statement.csv');
     expect(text.replaceAll(/^20[^,]+,[0-9a-f-]{36}/gm, 'date,id')).toBe(
       // A spreadsheet runs what begins with an equals sign.
       `date,transfer,memo,amount\ndate,id,"Salary, ""May""",7\ndate,id,'=1+1,-2\n`,
@@ -482,7 +483,7 @@ describe('when the migrations are undone', () => {
     const pool = fresh.knex(configFor(fresh.url));
     await migrate(pool);
 
-    await pool.migrate.rollback(undefined, true);
+    await pool.migrate.rollback({ migrationSource }, true);
 
     const { rows } = await fresh.admin.raw(
       "select relname as name from pg_class where relnamespace = 'public'::regnamespace and relname not like 'knex_%' union all select proname from pg_proc where pronamespace = 'public'::regnamespace",

@@ -57,7 +57,7 @@ class App {
   /** As Ctrl-C does: the signal goes to the whole process group. */
   async kill(signal: NodeJS.Signals): Promise<void> {
     running.delete(this);
-    if (this.child.exitCode === null && this.child.pid) process.kill(-this.child.pid, signal);
+    if (this.child.pid && isAlive(this.child.pid)) process.kill(-this.child.pid, signal);
     await this.exited;
   }
 }

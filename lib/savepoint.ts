@@ -32,7 +32,7 @@ export class Savepoint extends Scope {
     config: Knex.TransactionConfig,
     dress: (savepoint: Savepoint) => void,
   ): Promise<unknown> {
-    const result = parent.lastChild.then(() => {
+    const result = (parent.lastChild ?? Promise.resolve()).then(() => {
       const savepoint = new Savepoint(parent, config);
       dress(savepoint);
       return savepoint.execute(container);

@@ -10,12 +10,12 @@ let scopes = 0;
  * Its face (a Knex function) and its Knex client are made by knex-face.ts.
  */
 export abstract class Scope {
-  readonly txid = `session${++scopes}`;
   /** Savepoints of one level run one after the other; this settles with the last of them. */
-  lastChild: Promise<unknown> = Promise.resolve();
+  lastChild: Promise<unknown> | undefined;
   face!: Session;
   client!: KnexClient;
 
+  private readonly number = ++scopes;
   private execution: Deferred | undefined;
   private end: ((execution: Deferred) => void) | undefined;
 
@@ -23,6 +23,11 @@ export abstract class Scope {
     readonly transaction: Transaction,
     readonly parent: Scope | undefined,
   ) {}
+
+  /** The id of the transaction in Knex's events, and the savepoint's name. */
+  get txid(): string {
+    return `session${this.number}`;
+  }
 
   abstract commit(value?: unknown): Promise<void>;
   abstract rollback(error?: unknown): Promise<void>;

@@ -8,7 +8,7 @@ const migrations: Record<string, Knex.Migration> = { '001-ledger': ledger, '002-
  * Imports, not a folder that Knex lists: the names that the database remembers have no extension, so a compiled
  * app finds the migrations that it ran from TypeScript.
  */
-const migrationSource: Knex.MigrationSource<[name: string, migration: Knex.Migration]> = {
+export const migrationSource: Knex.MigrationSource<[name: string, migration: Knex.Migration]> = {
   getMigrations: async () => Object.entries(migrations),
   getMigrationName: ([name]) => name,
   getMigration: async ([, migration]) => migration,
