@@ -3,7 +3,6 @@ import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
 import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
 import { SessionError } from './errors';
-import { describe } from './options';
 import { OuterTransaction } from './outer-transaction';
 import type { PgConnection, Statement } from './postgres';
 import { type Container, Savepoint } from './savepoint';
@@ -92,27 +91,6 @@ interface SessionClient extends KnexClient {
   knexFace: KnexFace;
   readonly logger: { warn(message: string): void };
   readonly _events: unknown;
-}
-
-/**
- * Checks what a session is to be made of.
- *
- * @throws TypeError that says what was given instead, and what was probably meant
- */
-export function assertKnex(knex: unknown): asserts knex is Knex {
-  const client = (knex as Partial<Knex> | null | undefined)?.client;
-  if (typeof knex !== 'function' || typeof client?.acquireConnection !== 'function') {
-    const isRequest = typeof (knex as { httpVersion?: unknown } | null)?.httpVersion === 'string';
-    const hint = isRequest
-      ? ' Did you mean app.use(sessionMiddleware(knex))?'
-      : ' Make one with knex({ client: "pg", connection: ... }).';
-    throw new TypeError(`Expected \`knex\` to be a Knex instance, got ${describe(knex)}.${hint}`);
-  }
-  if (client.dialect !== 'postgresql' || client.driverName !== 'pg') {
-    throw new TypeError(
-      `Expected a Knex instance with \`client: 'pg'\`, got \`client: '${client.config?.client ?? client.dialect}'\`. Only PostgreSQL is supported.`,
-    );
-  }
 }
 
 /** Whether a value is a session, also one of another copy of this package. */

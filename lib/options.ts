@@ -91,15 +91,15 @@ export interface ResolvedOptions extends Required<Omit<SessionOptions, 'onError'
  */
 export function resolveOptions(
   options: SessionOptions | undefined,
-  known: readonly string[] = Object.keys(optionDefinitions),
+  { of, known = Object.keys(optionDefinitions) }: { of: string; known?: readonly string[] },
 ): ResolvedOptions {
-  if (options !== undefined && (typeof options !== 'object' || options === null)) {
-    throw new TypeError(`Expected options to be an object such as { commitAt: 'end' }, got ${describe(options)}.`);
+  if (options !== undefined && (typeof options !== 'object' || options === null || Symbol.iterator in options)) {
+    throw new TypeError(`Expected options to be an object such as { onError: (error) => ... }, got ${describe(options)}.`);
   }
   const resolved: Record<string, unknown> = {};
   for (const [name, definition] of Object.entries(optionDefinitions)) resolved[name] = definition.default;
   for (const [name, value] of Object.entries(options ?? {})) {
-    if (!known.includes(name)) throw unknownOption(name, known);
+    if (!known.includes(name)) throw unknownOption(name, of, known);
     if (value === undefined) continue;
     const definition: Definition = optionDefinitions[name as keyof typeof optionDefinitions];
     if (!(definition.perRequest && isFunction(value))) assertValue(name, definition, value);
@@ -136,11 +136,16 @@ export function describe(value: unknown): string {
 
 function assertValue(name: string, definition: Definition, value: unknown, verb = ' to be'): void {
   if (definition.isValid(value)) return;
-  throw new TypeError(`Expected \`${name}\`${verb} ${definition.expected}, got ${describe(value)}.`);
+  throw new TypeError(`Expected \`${name}\`${verb} ${definition.expected}, got ${describe(value)}.${mustBeSync(value)}`);
 }
 
-function unknownOption(name: string, known: readonly string[]): TypeError {
+/** Completes a message about what a function of the application returned. */
+export function mustBeSync(value: unknown): string {
+  return value instanceof Promise ? ' It must answer at once.' : '';
+}
+
+function unknownOption(name: string, of: string, known: readonly string[]): TypeError {
   const meant = known.find((candidate) => candidate.toLowerCase() === name.toLowerCase());
-  const hint = meant ? `Did you mean \`${meant}\`?` : `Known options: ${known.join(', ')}.`;
+  const hint = meant ? `Did you mean \`${meant}\`?` : `${of} takes: ${known.join(', ')}.`;
   return new TypeError(`Unknown option \`${name}\`. ${hint}`);
 }

@@ -4,7 +4,7 @@ import type { Connection } from './connection';
 import { isGone, onClose } from './disconnect';
 import { SessionClosedError } from './errors';
 import { KnexFace } from './knex-face';
-import { type CommitAt, type ResolvedOptions, valueFor } from './options';
+import { type CommitAt, describe, mustBeSync, type ResolvedOptions, valueFor } from './options';
 import { report } from './report';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
 import { SessionScope } from './scope';
@@ -56,11 +56,9 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   assertUsable(): void {
     const { req, res } = this.exchange;
-    if (isGone(req, res)) throw new SessionClosedError('the client has disconnected.');
+    if (isGone(req, res)) throw new SessionClosedError(CLIENT_HAS_GONE);
     if (res.writableEnded) {
-      throw new SessionClosedError(
-        'the response has already ended. Await every statement before you send the response; for work after it, use withSession().',
-      );
+      throw new SessionClosedError(RESPONSE_HAS_ENDED);
     }
   }
 
@@ -109,22 +107,22 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   /** An error is on its way to the error handlers. What the response has decided before it stands. */
   async fail(error: unknown): Promise<void> {
     if (this.gate?.settling) await this.gate.settling;
-    else await this.scope.fail(error, 'an error was passed on to the error handlers, and has rolled it back.').catch(() => {});
+    else await this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
   }
 
   private decide(): Decision {
     const { req, res } = this.exchange;
     const answer: unknown = this.mount.options.shouldCommit(req, res);
-    if (typeof (answer as { then?: unknown } | null)?.then === 'function') {
-      throw new TypeError('Expected `shouldCommit` to return true or false, got a promise. It must answer at once.');
-    }
-    return answer ? 'commit' : 'rollback';
+    if (typeof answer === 'boolean') return answer ? 'commit' : 'rollback';
+    throw new TypeError(
+      `Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`,
+    );
   }
 
   private onClose(): void {
     // Once the response is decided upon, a COMMIT is left to finish; after the response, there is nothing left to do.
     if (this.gate?.settling || this.scope.transaction.isSettled) return;
-    this.scope.settle('rollback', 'the client has disconnected.').catch(() => {});
+    this.scope.settle('rollback', CLIENT_HAS_GONE).catch(() => {});
   }
 
   private settleAfterFinish(): void {
@@ -136,3 +134,7 @@ const RESPONSE_HAS_ENDED =
   'the response has ended. Await every statement before you send the response; for work after it, use withSession().';
 const RESPONSE_HAS_BEGUN =
   "the response has begun, and the session ends before its first byte leaves. Pass { commitAt: 'end' } to keep it open until the response ends.";
+const CLIENT_HAS_GONE =
+  'the client has disconnected, and its work was rolled back. For work that must be done all the same, use withSession().';
+const AN_ERROR_WAS_PASSED_ON =
+  'an error went to the error handlers, and has rolled it back. For work in an error handler, use withSession().';

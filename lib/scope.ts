@@ -81,12 +81,12 @@ export class SessionScope extends Scope {
         transaction.rollbackOnly.reason,
       );
     }
-    await this.settle('commit', 'it has been committed by session.commit()', () => this.resolveExecution(value));
+    await this.settle('commit', 'session.commit() has ended it. Call it after the last statement; for work after it, use withSession().', () => this.resolveExecution(value));
     if (transaction.outcome !== 'committed' && transaction.outcome !== 'unused') throw transaction.closed;
   }
 
   async rollback(error?: unknown): Promise<void> {
-    await this.fail(error, 'it has been rolled back by session.rollback()');
+    await this.fail(error, 'session.rollback() has ended it. For work after it, use withSession().');
     if (this.transaction.outcome === 'committed') throw this.transaction.closed;
   }
 

@@ -15,10 +15,13 @@ import { RequestSession } from './request-session';
  * app.use(sessionErrorHandler());
  * app.use(myErrorHandler);
  */
-export function sessionErrorHandler(...mistaken: never[]): ErrorRequestHandler {
-  if (mistaken.length > 0) {
+export function sessionErrorHandler(): ErrorRequestHandler;
+// Four parameters, so that Express passes the error if the function itself was mounted: it must not be skipped in silence.
+export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: unknown, _next?: unknown) {
+  if (mistaken !== undefined) {
     throw new TypeError(
-      'It appears you have done something like app.use(sessionErrorHandler), but it should be app.use(sessionErrorHandler()).',
+      'sessionErrorHandler takes no arguments. If you have done something like app.use(sessionErrorHandler), it should be app.use(sessionErrorHandler()).',
+      { cause: mistaken },
     );
   }
   return async function sessionErrorHandlerHandler(

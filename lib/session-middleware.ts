@@ -1,7 +1,8 @@
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
 import type { Knex } from 'knex';
+import { assertKnex } from './assert-knex';
 import { SessionError } from './errors';
-import { assertKnex, isSession } from './knex-face';
+import { isSession } from './knex-face';
 import { resolveOptions, type SessionOptions, sameOptions } from './options';
 import { type Mount, RequestSession } from './request-session';
 import { earlyHeaders } from './response-head';
@@ -34,7 +35,7 @@ import type { Session } from './session';
  */
 export function sessionMiddleware(knex: Knex, options?: SessionOptions): RequestHandler {
   assertKnex(knex);
-  const mount: Mount = { knex, options: resolveOptions(options) };
+  const mount: Mount = { knex, options: resolveOptions(options, { of: 'sessionMiddleware()' }) };
   const { property } = mount.options;
 
   return function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
@@ -81,7 +82,8 @@ function whyRefused(mount: Mount, taken: unknown, req: Request): TypeError | und
         "Mount it once, or give the second one a property of its own: { property: 'other' }.",
     );
   }
+  const [owner, other] = property === 'session' ? [' (express-session?)', 'db'] : ['', 'other'];
   return new TypeError(
-    `req.${property} is already set (express-session?). Pass another property: sessionMiddleware(knex, { property: 'db' }).`,
+    `req.${property} is already set${owner}. Attach the database session elsewhere: sessionMiddleware(knex, { property: '${other}' }).`,
   );
 }

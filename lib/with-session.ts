@@ -1,5 +1,6 @@
 import type { Knex } from 'knex';
-import { assertKnex, KnexFace } from './knex-face';
+import { assertKnex } from './assert-knex';
+import { KnexFace } from './knex-face';
 import { describe, resolveOptions, type SessionOptions } from './options';
 import { report } from './report';
 import { SessionScope } from './scope';
@@ -31,7 +32,7 @@ export async function withSession<T>(
   if (typeof work !== 'function') {
     throw new TypeError(`Expected \`work\` to be a function (session) => ..., got ${describe(work)}.`);
   }
-  const { onError } = resolveOptions(options, ['onError']);
+  const { onError } = resolveOptions(options, { of: 'withSession()', known: ['onError'] });
   const face = KnexFace.of(knex);
   const transaction = new Transaction({
     connect: () => face.connect(scope),
