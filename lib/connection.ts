@@ -98,13 +98,7 @@ export class PooledConnection implements Connection {
     }
   }
 
-  async stream(
-    client: KnexClient,
-    statement: Statement,
-    txid: string,
-    stream: Transform,
-    options: unknown,
-  ): Promise<unknown> {
+  async stream(client: KnexClient, statement: Statement, txid: string, stream: Transform, options: unknown): Promise<unknown> {
     if (!this.hasBegun) {
       this.announce(BEGIN);
       await this.begin();

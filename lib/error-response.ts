@@ -30,9 +30,16 @@ function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
   const overrides = new Overrides(res);
   let mayEnd = !hasHandlerEnded;
 
+  const isForeign = (): boolean => errorHandlers.getStore() !== res;
+  // To the old handler its response has gone. Express's final handler, if a late error of it gets there, must not touch the headers.
+  Object.defineProperty(res, 'headersSent', {
+    configurable: true,
+    get: () => isForeign() || Reflect.get(Object.getPrototypeOf(res), 'headersSent', res),
+  });
+
   const wrap = (name: string, onForeign: (...args: any[]) => unknown, beforeOwn?: (args: any[]) => void): void => {
     const original = overrides.set(name, (...args) => {
-      if (errorHandlers.getStore() !== res) return onForeign(...args);
+      if (isForeign()) return onForeign(...args);
       beforeOwn?.(args);
       return original.apply(res, args);
     });

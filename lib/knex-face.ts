@@ -8,7 +8,7 @@ import type { PgConnection, Statement } from './postgres';
 import { type Container, Savepoint } from './savepoint';
 import type { Scope } from './scope';
 import type { Session } from './session';
-import type { Lease } from './transaction';
+import type { Lease } from './statement-queue';
 
 /**
  * How a session looks like Knex. The only file that knows Knex's inside:
@@ -159,9 +159,7 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
 
 const contextProperties = Object.getOwnPropertyDescriptors({
   withUserParams(): never {
-    throw new Error(
-      'Cannot set user params on a transaction - it can only inherit params from main knex instance',
-    );
+    throw new Error('Cannot set user params on a transaction - it can only inherit params from main knex instance');
   },
 });
 

@@ -39,13 +39,7 @@ export class OuterTransaction implements Connection {
     return this.savepoint.client.query(this.connection, statement);
   }
 
-  stream(
-    client: KnexClient,
-    statement: Statement,
-    _txid: string,
-    stream: Transform,
-    options: unknown,
-  ): Promise<unknown> {
+  stream(client: KnexClient, statement: Statement, _txid: string, stream: Transform, options: unknown): Promise<unknown> {
     this.current = client;
     return this.savepoint.client.stream(this.connection, statement, stream, options);
   }

@@ -4,12 +4,16 @@ import type { SessionOptions } from './options';
 
 /** Hands an error that no one else can receive to `onError`, or to Knex's logger. */
 export function report(knex: Knex, onError: SessionOptions['onError'], error: unknown, req?: Request): void {
+  if (!onError) {
+    log(knex, error);
+    return;
+  }
   try {
-    if (onError) return onError(error, req);
+    onError(error, req);
   } catch (thrown) {
     log(knex, thrown);
+    log(knex, error);
   }
-  log(knex, error);
 }
 
 function log(knex: Knex, error: unknown): void {

@@ -114,9 +114,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const { req, res } = this.exchange;
     const answer: unknown = this.mount.options.shouldCommit(req, res);
     if (typeof answer === 'boolean') return answer ? 'commit' : 'rollback';
-    throw new TypeError(
-      `Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`,
-    );
+    throw new TypeError(`Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`);
   }
 
   private onClose(): void {

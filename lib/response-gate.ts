@@ -156,7 +156,12 @@ export class ResponseGate {
     else {
       // The last chunk may go, unless it completes the response; the end may not.
       if (hasChunk) this.pass(args.filter((argument) => typeof argument !== 'function'));
-      this.hold(() => original.end.apply(res, args.filter((argument) => typeof argument === 'function')));
+      this.hold(() =>
+        original.end.apply(
+          res,
+          args.filter((argument) => typeof argument === 'function'),
+        ),
+      );
     }
     res.finished = true;
     return res;

@@ -2,7 +2,7 @@ import type { Knex } from 'knex';
 import { SessionClosedError } from './errors';
 import { Scope } from './scope';
 import type { Session } from './session';
-import type { Lease } from './transaction';
+import type { Lease } from './statement-queue';
 
 /** What Knex's `transaction(container)` is given: returns a promise, or ends the transaction by its own calls. */
 export type Container = (transaction: Session) => unknown;
@@ -88,10 +88,12 @@ export class Savepoint extends Scope {
     const result = callSafely(container, this.face);
     if (isThenable(result)) {
       // executionPromise tells of a failure.
-      result.then(
-        (value) => this.commit(value),
-        (error) => this.rollback(error),
-      ).then(undefined, () => {});
+      result
+        .then(
+          (value) => this.commit(value),
+          (error) => this.rollback(error),
+        )
+        .then(undefined, () => {});
     }
     return this.executionPromise;
   }

@@ -1,7 +1,8 @@
 import type { KnexClient } from './connection';
 import { SessionError } from './errors';
 import type { Session } from './session';
-import type { Decision, Lease, Transaction } from './transaction';
+import type { Lease } from './statement-queue';
+import type { Decision, Transaction } from './transaction';
 
 let scopes = 0;
 
@@ -81,7 +82,11 @@ export class SessionScope extends Scope {
         transaction.rollbackOnly.reason,
       );
     }
-    await this.settle('commit', 'session.commit() has ended it. Call it after the last statement; for work after it, use withSession().', () => this.resolveExecution(value));
+    await this.settle(
+      'commit',
+      'session.commit() has ended it. Call it after the last statement; for work after it, use withSession().',
+      () => this.resolveExecution(value),
+    );
     if (transaction.outcome !== 'committed' && transaction.outcome !== 'unused') throw transaction.closed;
   }
 

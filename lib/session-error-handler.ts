@@ -24,12 +24,7 @@ export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: u
       { cause: mistaken },
     );
   }
-  return async function sessionErrorHandlerHandler(
-    error: unknown,
-    req: Request,
-    _res: Response,
-    next: NextFunction,
-  ): Promise<void> {
+  return async function sessionErrorHandlerHandler(error: unknown, req: Request, _res: Response, next: NextFunction): Promise<void> {
     for (const session of RequestSession.of(req)) await session.fail(error);
     next(error);
   };

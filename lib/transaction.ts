@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Connection, KnexClient } from './connection';
 import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError } from './errors';
 import { controlsTransaction, FAILED_TRANSACTION, isServerError, type Statement } from './postgres';
+import { Lease, Leases, StatementQueue } from './statement-queue';
 
 /**
  * What has become of a session's work.
@@ -22,22 +23,6 @@ export interface TransactionOwner {
   onFirstUse(): void;
   /** Receives an error that no caller can. */
   onError(error: unknown): void;
-}
-
-/** The right to run statements, taken for each run of a Knex builder; what Knex believes to be the connection. */
-export class Lease {
-  isReturned = false;
-  /** Knex leaves its mark here when a statement's `.timeout()` has passed: the connection is still busy with it. */
-  __knex__disposed: unknown;
-
-  constructor(
-    readonly connection: Connection,
-    readonly __knexTxId: string,
-  ) {}
-
-  get __knexUid(): string | undefined {
-    return this.connection.knexUid;
-  }
 }
 
 /**
@@ -68,10 +53,8 @@ export class Transaction {
   /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
   private isAbandoned = false;
 
-  private leases = 0;
-  private whenDrained: (() => void) | undefined;
-  private isBusy = false;
-  private readonly turns: (() => void)[] = [];
+  private readonly leases = new Leases();
+  private readonly queue = new StatementQueue();
   private readonly streams = new Set<Transform>();
 
   constructor(private readonly owner: TransactionOwner) {}
@@ -98,12 +81,12 @@ export class Transaction {
   /** Takes part in the transaction; every lease must be returned. */
   async lease(txid: string): Promise<Lease> {
     if (this.closedError) throw this.closedError;
-    this.leases++;
+    this.leases.taken();
     try {
       this.opening ??= this.open();
       return new Lease(this.connection ?? (await this.opening), txid);
     } catch (error) {
-      this.countReturned();
+      this.leases.returned();
       throw error;
     }
   }
@@ -113,7 +96,7 @@ export class Transaction {
     if (lease.isReturned) return;
     lease.isReturned = true;
     this.disposedBecause ??= lease.__knex__disposed;
-    this.countReturned();
+    this.leases.returned();
   }
 
   query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
@@ -121,13 +104,7 @@ export class Transaction {
   }
 
   /** The connection is taken until the stream closes. */
-  async stream(
-    lease: Lease,
-    client: KnexClient,
-    statement: Statement,
-    stream: Transform,
-    options: unknown,
-  ): Promise<void> {
+  async stream(lease: Lease, client: KnexClient, statement: Statement, stream: Transform, options: unknown): Promise<void> {
     this.streams.add(stream);
     const closed = new Promise<void>((resolve) => {
       stream.once('close', () => {
@@ -239,22 +216,9 @@ export class Transaction {
     return connection;
   }
 
-  /** Runs a statement when those before it are done: pg 9 will have no queue of its own. */
-  private async inTurn<T>(
-    lease: Lease,
-    statement: Statement,
-    run: (connection: Connection) => Promise<T>,
-  ): Promise<T> {
-    if (this.isBusy) await new Promise<void>((resolve) => this.turns.push(resolve));
-    this.isBusy = true;
-    const connection = this.connection;
-    try {
-      if (this.failure) throw this.failure;
-      if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
-        throw this.closedError ?? new Error('Invalid connection for transaction query.');
-      }
-      if (connection.lostBecause) throw connection.lostBecause;
-      if (statement.method === 'raw' && controlsTransaction(statement.sql)) throw refuseControl();
+  private inTurn<T>(lease: Lease, statement: Statement, run: (connection: Connection) => Promise<T>): Promise<T> {
+    return this.queue.run(async () => {
+      const connection = this.assertUsable(lease, statement);
       let failed: unknown;
       try {
         return await run(connection);
@@ -264,11 +228,18 @@ export class Transaction {
       } finally {
         await this.noteState(connection, failed);
       }
-    } finally {
-      const next = this.turns.shift();
-      if (next) next();
-      else this.isBusy = false;
+    });
+  }
+
+  private assertUsable(lease: Lease, statement: Statement): Connection {
+    const { connection } = this;
+    if (this.failure) throw this.failure;
+    if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
+      throw this.closedError ?? new Error('Invalid connection for transaction query.');
     }
+    if (connection.lostBecause) throw connection.lostBecause;
+    if (statement.method === 'raw' && controlsTransaction(statement.sql)) throw refuseControl();
+    return connection;
   }
 
   private noteFailed(error: unknown): unknown {
@@ -313,16 +284,9 @@ export class Transaction {
     }
   }
 
-  private drained(): Promise<void> {
-    if (this.leases === 0 || this.disposedBecause) return Promise.resolve();
-    return new Promise((resolve) => {
-      this.whenDrained = resolve;
-    });
-  }
-
-  private countReturned(): void {
-    this.leases--;
-    if (this.leases === 0) this.whenDrained?.();
+  private async drained(): Promise<void> {
+    // What Knex has given up may run for ever.
+    if (!this.disposedBecause) await this.leases.drained();
   }
 }
 

@@ -23,11 +23,7 @@ export type WithSessionOptions = Pick<SessionOptions, 'onError'>;
  *   return row.id;
  * });
  */
-export async function withSession<T>(
-  knex: Knex,
-  work: (session: Session) => Promise<T> | T,
-  options?: WithSessionOptions,
-): Promise<T> {
+export async function withSession<T>(knex: Knex, work: (session: Session) => Promise<T> | T, options?: WithSessionOptions): Promise<T> {
   assertKnex(knex);
   if (typeof work !== 'function') {
     throw new TypeError(`Expected \`work\` to be a function (session) => ..., got ${describe(work)}.`);
