@@ -141,7 +141,9 @@ function assertValue(name: string, definition: Definition, value: unknown, verb 
 
 /** Completes a message about what a function of the application returned. */
 export function mustBeSync(value: unknown): string {
-  return value instanceof Promise ? ' It must answer at once.' : '';
+  if (!(value instanceof Promise)) return '';
+  value.catch(() => {});
+  return ' It must answer at once.';
 }
 
 function unknownOption(name: string, of: string, known: readonly string[]): TypeError {

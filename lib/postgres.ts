@@ -73,6 +73,8 @@ export function precededBy(connection: PgConnection, preamble: Preamble): Pick<P
 
 /** Whether a statement can share its Sync with the commands before it; see {@link precededBy}. */
 export function isGroupable({ sql, bindings, options }: Statement): boolean {
+  // Knex refuses an empty statement before the driver is asked: BEGIN would be announced and never sent.
+  if (!sql) return false;
   if (options !== undefined && ('name' in options || 'rows' in options)) return false;
   // With parameters pg speaks the extended protocol anyway; without, a semicolon may separate two statements.
   return (bindings !== undefined && bindings.length > 0) || !/;\s*\S/.test(sql);
