@@ -11,8 +11,9 @@ import type { Postgres, PostgresOptions } from '../tools/postgres.mjs';
 import { eventually } from './support/pool';
 
 type Told = Postgres & { error: string; stopped: string; alive: number };
+type StartedApp = App & { server: Told };
 
-const running = new Set<App>();
+const apps: StartedApp[] = [];
 let folder: string;
 
 beforeAll(async () => {
@@ -21,7 +22,12 @@ beforeAll(async () => {
   await chmod(folder, 0o755);
 });
 afterEach(async () => {
-  for (const app of running) await app.kill('SIGKILL');
+  for (const app of apps.splice(0)) {
+    await app.kill('SIGKILL');
+    // Its supervisor stops the server on its own, and must be done before the folders are removed.
+    const { pid } = app.server;
+    if (pid) await eventually(() => expect(isAlive(pid)).toBe(false), 10_000);
+  }
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
@@ -30,20 +36,19 @@ class App {
   private readonly lines: AsyncIterator<string>;
   private readonly exited: Promise<unknown>;
 
-  static async start(options: PostgresOptions = {}): Promise<App & { server: Told }> {
-    const app = new App(options);
-    running.add(app);
-    return Object.assign(app, { server: await app.told() });
-  }
-
-  private constructor(
-    options: PostgresOptions,
-    private readonly child: ChildProcess = spawn(process.execPath, [join(__dirname, 'support', 'launch.mjs'), JSON.stringify(options)], {
+  static async start(options: PostgresOptions = {}): Promise<StartedApp> {
+    const child = spawn(process.execPath, [join(__dirname, 'support', 'launch.mjs'), JSON.stringify(options)], {
       // A process group of its own, as a terminal would give it.
       detached: true,
       stdio: ['ignore', 'pipe', 'inherit'],
-    }),
-  ) {
+    });
+    const app = new App(child);
+    const started = Object.assign(app, { server: await app.told() });
+    apps.push(started);
+    return started;
+  }
+
+  private constructor(private readonly child: ChildProcess) {
     const { stdout } = child;
     if (!stdout) throw new Error('no stdout');
     this.lines = createInterface({ input: stdout })[Symbol.asyncIterator]();
@@ -56,7 +61,6 @@ class App {
 
   /** As Ctrl-C does: the signal goes to the whole process group. */
   async kill(signal: NodeJS.Signals): Promise<void> {
-    running.delete(this);
     if (this.child.pid && isAlive(this.child.pid)) process.kill(-this.child.pid, signal);
     await this.exited;
   }

@@ -1,10 +1,14 @@
 import { EventEmitter, once } from 'node:events';
+import { connect } from 'node:net';
 import { Client } from 'pg';
 import { createDatabase, type TestDatabase } from './support/database';
 import { listen, RawClient, rawRequest, request } from './support/http';
 import { eventually, poolUsage } from './support/pool';
+import { failOnWarnings } from './support/warnings';
 import { MessageReader } from './support/wire-messages';
 import { startWireProxy, type WireProxy } from './support/wire-proxy';
+
+failOnWarnings();
 
 describe('the wire proxy', () => {
   let database: TestDatabase;
@@ -137,12 +141,12 @@ describe('the wire proxy', () => {
 
   it('forwards cancel requests', async () => {
     const sleeping = expect(client.query('SELECT pg_sleep(60)')).rejects.toThrow('user request');
-    // pg's own way to cancel: a second client that knows the first one's key.
-    const { activeQuery } = client as unknown as { activeQuery: unknown };
-    (new Client({ connectionString: proxy.url }) as unknown as { cancel(target: Client, query: unknown): void }).cancel(
-      client,
-      activeQuery,
-    );
+    // As pg cancels: on a connection of its own, with the key that the server gave to the first one.
+    const { processID, secretKey } = client as unknown as { processID: number; secretKey: number };
+    const cancelRequest = Buffer.alloc(16);
+    for (const [index, word] of [16, 80877102, processID, secretKey].entries()) cancelRequest.writeInt32BE(word, index * 4);
+    const socket = connect(Number(new URL(proxy.url).port), '127.0.0.1');
+    socket.end(cancelRequest);
     await sleeping;
     expect(proxy.frontend.map(({ type }) => type)).toContain('CancelRequest');
   });

@@ -18,7 +18,6 @@ export function answerWithError(
   { req, res, next, hasHandlerEnded }: { req: Request; res: Response; next: NextFunction; hasHandlerEnded: boolean },
 ): void {
   const status = statusOf(error);
-  res.statusCode = status;
   res.statusMessage = undefined as never;
   if (!hasHandlerEnded) res.setHeader('Connection', 'close');
   guard(res, status, hasHandlerEnded);
@@ -31,10 +30,21 @@ function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
   let mayEnd = !hasHandlerEnded;
 
   const isForeign = (): boolean => errorHandlers.getStore() !== res;
-  // To the old handler its response has gone. Express's final handler, if a late error of it gets there, must not touch the headers.
-  Object.defineProperty(res, 'headersSent', {
-    configurable: true,
-    get: () => isForeign() || Reflect.get(Object.getPrototypeOf(res), 'headersSent', res),
+  let current = status;
+  Object.defineProperties(res, {
+    // To the old handler its response has gone. Express's final handler, if a late error of it gets there, must not touch the headers.
+    headersSent: {
+      configurable: true,
+      get: () => isForeign() || Reflect.get(Object.getPrototypeOf(res), 'headersSent', res),
+    },
+    statusCode: {
+      configurable: true,
+      enumerable: true,
+      get: () => current,
+      set: (value: number) => {
+        if (!isForeign()) current = value;
+      },
+    },
   });
 
   const wrap = (name: string, onForeign: (...args: any[]) => unknown, beforeOwn?: (args: any[]) => void): void => {
@@ -53,7 +63,7 @@ function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
     if (!mayEnd && !res.writableEnded) cutConnection(res);
   };
   const neverSucceed = (): void => {
-    if (!res.headersSent && isSuccess(res.statusCode)) res.statusCode = status;
+    if (isSuccess(current)) current = status;
   };
 
   for (const name of ['setHeader', 'setHeaders', 'appendHeader', 'removeHeader']) wrap(name, refuseHeader);

@@ -4,7 +4,7 @@ declare const realProcess: NodeJS.Process;
  * Fails the test file, after its last test, if Node gave a warning (as for pg's queue, listener leaks, deprecations)
  * or saw an unhandled rejection meanwhile. Call it once, at the top of the file.
  *
- * Jest alone fails a test with an unhandled rejection, but forgives one that is handled late; a server would have died of it.
+ * Jest itself fails the test that runs when a rejection is unhandled; this also sees one between two tests, and every warning.
  */
 export function failOnWarnings(): void {
   const seen: string[] = [];

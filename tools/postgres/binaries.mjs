@@ -1,6 +1,6 @@
 import { chmod, constants, cp, lstat, mkdir, readdir, readFile, symlink } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { basename, dirname, join } from 'node:path';
+import { basename, dirname, join, relative } from 'node:path';
 import { canReach } from './account.mjs';
 import { KnownError } from './errors.mjs';
 
@@ -45,7 +45,7 @@ function packagedBinaries() {
 async function hydrateSymlinks(root) {
   const list = await readFile(join(root, 'pg-symlinks.json'), 'utf8').catch(() => '[]');
   for (const { source, target } of /** @type {{ source: string, target: string }[]} */ (JSON.parse(list))) {
-    const path = join(root, '..', target);
+    const path = join(root, relative('native', target));
     const isMissing = await lstat(path).then(
       () => false,
       () => true,
@@ -62,10 +62,12 @@ async function hydrateSymlinks(root) {
 
 /** @param {string} root */
 async function openForReading(root) {
-  for (const entry of await readdir(root, { recursive: true, withFileTypes: true })) {
-    if (entry.isSymbolicLink()) continue;
-    const isExecutable = entry.isDirectory() || basename(entry.parentPath) === 'bin';
-    await chmod(join(entry.parentPath, entry.name), isExecutable ? 0o755 : 0o644);
+  for (const name of await readdir(root, { recursive: true })) {
+    const path = join(root, name);
+    const stats = await lstat(path);
+    if (stats.isSymbolicLink()) continue;
+    const isExecutable = stats.isDirectory() || basename(dirname(path)) === 'bin';
+    await chmod(path, isExecutable ? 0o755 : 0o644);
   }
   await chmod(root, 0o755);
 }

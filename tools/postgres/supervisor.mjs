@@ -117,7 +117,7 @@ async function stopped() {
 function describe(error) {
   const { code, path } = /** @type {NodeJS.ErrnoException} */ (error);
   if (error instanceof KnownError) return { error: error.message, known: true };
-  if (code !== 'EACCES' && code !== 'EPERM') return { error: String(error), known: false };
+  if (code !== 'EACCES' && code !== 'EPERM') return { error: String(error).replace(/^Error: /, ''), known: false };
   return { error: `no permission for ${path}. Was it made by another user, root perhaps? Start as that user, or remove it.`, known: true };
 }
 
