@@ -193,12 +193,17 @@ export const FAILED_TRANSACTION = '25P02';
 /** 40003 statement_completion_unknown. */
 export const COMPLETION_UNKNOWN = '40003';
 
+const QUOTED_OR_COMMENT = /e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*|\/\*.*?\*\//gis;
+const CONTROL =
+  /(?:^|;)\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!(?:\s+(?:work|transaction))?\s+to\b))\b/i;
+
 /**
- * Whether a raw statement would end or replace the transaction under the session's feet: COMMIT, END, ROLLBACK (but not ROLLBACK TO),
- * ABORT, BEGIN, START TRANSACTION, PREPARE TRANSACTION.
+ * Whether a raw text would end or replace the transaction under the session's feet: COMMIT, END, ROLLBACK (but not ROLLBACK TO),
+ * ABORT, BEGIN, START TRANSACTION or PREPARE TRANSACTION, alone or among other statements.
  */
 export function controlsTransaction(sql: string): boolean {
-  return /^\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!(?:\s+(?:work|transaction))?\s+to\b))\b/i.test(
-    sql,
-  );
+  if (!/commit|end|abort|begin|transaction|rollback/i.test(sql)) return false;
+  const bare = sql.replace(QUOTED_OR_COMMENT, ' ');
+  // The body of a function in standard SQL: CREATE FUNCTION ... BEGIN ATOMIC ...; END
+  return CONTROL.test(bare.replace(/\bbegin\s+atomic\b.*?;\s*end\b/gis, ' '));
 }

@@ -238,7 +238,11 @@ export class Transaction {
       throw this.closedError ?? new Error('Invalid connection for transaction query.');
     }
     if (connection.lostBecause) throw connection.lostBecause;
-    if (statement.method === 'raw' && controlsTransaction(statement.sql)) throw refuseControl();
+    if (statement.method === 'raw' && controlsTransaction(statement.sql)) {
+      // Whatever was meant by it has not happened; a COMMIT at the end might be the opposite.
+      this.failure = refuseControl();
+      throw this.failure;
+    }
     return connection;
   }
 
@@ -293,7 +297,7 @@ export class Transaction {
 function refuseControl(): SessionError {
   return new SessionError(
     'ERR_TRANSACTION_CONTROL',
-    'A raw statement would have ended or replaced the transaction of the session; it was not sent. ' +
+    'A raw statement would have ended or replaced the transaction of the session. It was not sent, and the session will be rolled back. ' +
       'Use session.commit(), session.rollback() or session.transaction().',
   );
 }
