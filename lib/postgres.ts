@@ -25,10 +25,14 @@ interface Wire {
   parse(message: { text: string }): void;
   bind(message: object): void;
   execute(message: object): void;
+  sync(): void;
 }
 
 /** pg's `Query`, as far as {@link groupedQueryOf} builds on it. */
 interface PgQuery {
+  binary?: boolean;
+  requiresPreparation(): boolean;
+  handleCopyInResponse(wire: Wire): void;
   prepare(wire: Wire): void;
   handleDataRow(message: unknown): void;
   handleCommandComplete(message: unknown, wire: Wire): void;
@@ -102,7 +106,7 @@ function makeGroupedQuery(Query: PgQueryClass) {
     }
 
     // The extended protocol also where pg would use the simple one, which cannot be grouped (pg < 8.12 has no `queryMode`).
-    requiresPreparation(): boolean {
+    override requiresPreparation(): boolean {
       return true;
     }
 
@@ -113,7 +117,15 @@ function makeGroupedQuery(Query: PgQueryClass) {
         wire.bind({});
         wire.execute({});
       }
+      // The simple protocol's results are text, whatever the connection asks for otherwise.
+      if (!super.requiresPreparation()) this.binary = false;
       super.prepare(wire);
+    }
+
+    // The server ignores the Sync of the group while it waits for COPY's data, and pg refuses to send any.
+    override handleCopyInResponse(wire: Wire): void {
+      super.handleCopyInResponse(wire);
+      wire.sync();
     }
 
     override handleDataRow(message: unknown): void {

@@ -2,7 +2,7 @@ import { ServerResponse, validateHeaderName, validateHeaderValue } from 'node:ht
 import type { NextFunction, Request, Response } from 'express';
 import { answerWithError } from './error-response';
 import { declaredLength, type EarlyHeaders, givenHeaders, SavedHead } from './response-head';
-import { CapturedDrain, cutConnection, holdDestroy, Overrides } from './response-hold';
+import { cutConnection, HeldDrain, holdDestroy, Overrides } from './response-hold';
 
 /** What a response waits for. */
 export interface GateKeeper {
@@ -29,7 +29,7 @@ export interface Exchange {
 
 type Method = (...args: any[]) => any;
 /** Node's own fields. A set `finished` makes its methods behave as after the end, a set `_header` as after the head. */
-type Internals = { finished: boolean; _header: string | null; _headerSent: boolean; chunkedEncoding: boolean };
+type Internals = { finished: boolean; _header: string | null; readonly _headerSent: boolean; readonly chunkedEncoding: boolean };
 
 const GATE = Symbol('express-knex-session.gate');
 const HELD_HEAD = 'held by express-knex-session';
@@ -60,12 +60,15 @@ export class ResponseGate {
   private readonly overrides: Overrides<ServerResponse>;
   private readonly original: Record<'write' | 'end' | 'writeHead' | 'flushHeaders', Method>;
   private readonly savedHead: SavedHead;
+  private readonly drain: HeldDrain;
   private readonly sources = new Set<{ unpipe(destination: unknown): unknown }>();
   private readonly res: Response & Internals;
   /** Node's own head, if writeHead was called before the gate was there: made, and not sent. */
   private readonly nativeHead: string | null;
   /** The arguments of a writeHead that is put off. */
   private headArguments: unknown[] | undefined;
+  /** The status of a head that has been made: what is assigned to `statusCode` afterwards has no effect. */
+  private fixedStatus: number | undefined;
   /** Bytes to come until the response is complete, if it has declared them. */
   private remainingLength: number | undefined;
   /** Calls that wait. */
@@ -77,6 +80,7 @@ export class ResponseGate {
     this.res = res;
     this.savedHead = new SavedHead(res, exchange.earlyHeaders);
     this.nativeHead = res._header;
+    if (res._header) this.fixedStatus = res.statusCode;
     if (res._headerSent) this.phase = 'streaming';
     this.overrides = new Overrides<ServerResponse>(res);
     this.original = {
@@ -85,6 +89,9 @@ export class ResponseGate {
       writeHead: this.overrides.set('writeHead', (...args) => this.writeHead(args)),
       flushHeaders: this.overrides.set('flushHeaders', () => this.flushHeaders()),
     };
+    // What a compression mounted after us will put here must go with a discarded response.
+    this.overrides.remember('on', 'addListener', 'once', 'flush');
+    this.drain = new HeldDrain(res);
     res.on('pipe', (source) => this.sources.add(source));
   }
 
@@ -99,14 +106,16 @@ export class ResponseGate {
   private writeHead(args: unknown[]): unknown {
     const { res, original } = this;
     const status = Math.trunc(Number(args[0]));
+    const headers = givenHeaders(args);
     // Node refuses a second head, and a wrong one, by itself.
-    if (this.phase !== 'open' || res._header || !isStatus(status)) return original.writeHead.apply(res, args);
-    for (const [name, value] of givenHeaders(args)) {
+    const isWrong = headers === undefined || !isStatusLine(status, typeof args[1] === 'string' ? args[1] : '');
+    if (this.phase !== 'open' || res._header || isWrong) return original.writeHead.apply(res, args);
+    for (const [name, value] of headers) {
       validateHeaderName(String(name));
       for (const item of Array.isArray(value) ? value : [value]) validateHeaderValue(String(name), item);
     }
     this.headArguments = args;
-    res.statusCode = status;
+    this.fixedStatus = status;
     res._header = HELD_HEAD;
     return res;
   }
@@ -147,7 +156,7 @@ export class ResponseGate {
     const { res, original } = this;
     const hasChunk = args[0] !== undefined && args[0] !== null && typeof args[0] !== 'function';
     if (this.phase === 'passed' || (hasChunk && !isChunk(args[0]))) return original.end.apply(res, args);
-    if (this.phase === 'open' && !isStatus(res.statusCode)) return original.end.apply(res, args);
+    if (this.phase === 'open' && !isStatusLine(res.statusCode, res.statusMessage)) return original.end.apply(res, args);
     if (this.phase === 'held' && res.finished) return ServerResponse.prototype.end.apply(res, args as never);
 
     this.hasHandlerEnded = true;
@@ -172,13 +181,14 @@ export class ResponseGate {
   }
 
   private hasBody(): boolean {
-    const { statusCode } = this.res;
+    const statusCode = this.fixedStatus ?? this.res.statusCode;
     const isBodiless = this.exchange.req.method === 'HEAD' || statusCode === 204 || statusCode === 304;
     return !isBodiless && declaredLength(this.res, this.headArguments) !== 0;
   }
 
   private startStreaming(): void {
     this.phase = 'streaming';
+    this.fixedStatus ??= this.res.statusCode;
     this.remainingLength = declaredLength(this.res, this.headArguments);
     this.sendHeldHead();
   }
@@ -200,26 +210,34 @@ export class ResponseGate {
     const hasStreamed = this.phase === 'streaming';
     this.phase = 'held';
     this.queue.push(call);
-    const { statusCode, statusMessage } = res;
+    this.fixedStatus ??= res.statusCode;
+    res.statusCode = this.fixedStatus;
+    const { statusMessage } = res;
     // Node now refuses a change of the headers; one of the status has no effect.
     res._header ??= HELD_HEAD;
     this.holdFlush();
     const letSocketGo = res.socket ? holdDestroy(res.socket) : () => {};
-    const drain = this.hasHandlerEnded ? undefined : new CapturedDrain(res);
+    let isDestroyRequested = false;
+    const destroy = this.overrides.set('destroy', (error?: Error) => {
+      if (error || this.phase !== 'held') return destroy.call(res, error);
+      isDestroyRequested = true;
+      return res;
+    });
 
     const leave = (): void => {
       this.phase = 'passed';
       res.finished = false;
       if (res._header === HELD_HEAD) res._header = this.nativeHead;
-      res.statusCode = statusCode;
+      res.statusCode = this.fixedStatus as number;
       res.statusMessage = statusMessage;
-      drain?.release();
+      this.drain.release();
     };
     this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded).then(
       () => {
         leave();
         this.overrides.remove({ force: false });
-        this.replay(drain);
+        this.replay();
+        if (isDestroyRequested) res.destroy();
         letSocketGo();
       },
       (error) => {
@@ -249,12 +267,12 @@ export class ResponseGate {
     if (failure) throw failure.error;
   }
 
-  private replay(drain: CapturedDrain | undefined): void {
+  private replay(): void {
     try {
       this.sendHeldHead();
       let last: unknown;
       for (const call of this.queue) last = call();
-      if (last !== false) drain?.wake();
+      if (!this.hasHandlerEnded && last !== false) this.drain.wake();
     } catch (error) {
       // Node refuses the head only now; what was asked for has been done.
       this.cut(error);
@@ -282,8 +300,6 @@ export class ResponseGate {
     const { res, exchange, hasHandlerEnded } = this;
     this.queue = [];
     for (const source of this.sources) source.unpipe(res);
-    res._header = null;
-    res.chunkedEncoding = false;
     this.savedHead.restore();
     // A pipe that has been taken off writes no more.
     answerWithError(error, { ...exchange, hasHandlerEnded: hasHandlerEnded || this.sources.size > 0 });
@@ -300,6 +316,7 @@ function isChunk(value: unknown): boolean {
   return typeof value === 'string' || value instanceof Uint8Array;
 }
 
-function isStatus(status: number): boolean {
-  return status >= 100 && status <= 999;
+/** Whether Node would take it; if not, it says so at once, and not after COMMIT. */
+function isStatusLine(status: number, message: string | undefined): boolean {
+  return status >= 100 && status <= 999 && !(message && /[^\t\x20-\x7e\x80-\xff]/.test(message));
 }

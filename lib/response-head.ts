@@ -35,20 +35,44 @@ export function earlyHeaders(res: ServerResponse): EarlyHeaders {
   return values;
 }
 
+/** Node's own notes on a response's head. */
+interface HeadFields {
+  shouldKeepAlive: boolean;
+  useChunkedEncodingByDefault: boolean;
+  sendDate: boolean;
+  [made: string]: unknown;
+}
+
+/** Those that Node sets when it makes a head, or when a header is removed, as they are before. */
+const unmade = {
+  _header: null,
+  _contentLength: null,
+  _last: false,
+  _trailer: '',
+  _removedConnection: false,
+  _removedContLen: false,
+  _removedTE: false,
+  chunkedEncoding: false,
+};
+
 /** A response's head as it was before the handler worked on it. */
 export class SavedHead {
   private readonly headers: Record<string, Value>;
+  private readonly fields: HeadFields;
 
   constructor(
     private readonly res: ServerResponse,
     private readonly early: EarlyHeaders,
   ) {
     this.headers = { ...res.getHeaders() };
+    const { shouldKeepAlive, useChunkedEncodingByDefault, sendDate } = res as unknown as HeadFields;
+    this.fields = { shouldKeepAlive, useChunkedEncodingByDefault, sendDate };
   }
 
   /** Takes back what the handler has set, for the error response that comes instead. */
   restore(): void {
     const { res, headers } = this;
+    Object.assign(res, unmade);
     for (const name of res.getHeaderNames()) {
       if (!(name in headers)) res.removeHeader(name);
     }
@@ -61,22 +85,27 @@ export class SavedHead {
       if (value === undefined) res.removeHeader(name);
       else if (res.getHeader(name) !== value) res.setHeader(name, value);
     });
+    // Node remembers that a header was removed, and then does not make one itself.
+    Object.assign(res, unmade, this.fields, { _hasBody: res.req.method !== 'HEAD' });
   }
 }
 
 /** The length that a response declares, in its headers or in the arguments of writeHead. */
 export function declaredLength(res: ServerResponse, headArguments: readonly unknown[] | undefined): number | undefined {
   let value: unknown = res.getHeader('content-length');
-  for (const [name, given] of headArguments ? givenHeaders(headArguments) : []) {
-    if (String(name).toLowerCase() === 'content-length') value = given;
+  for (const [name, given] of (headArguments && givenHeaders(headArguments)) ?? []) {
+    if (name.toLowerCase() === 'content-length') value = given;
   }
   return value === undefined ? undefined : Number(value);
 }
 
-/** The headers among the arguments of writeHead: an object, pairs, or a flat list, after the status and maybe a reason. */
-export function givenHeaders([, reason, given]: readonly unknown[]): [name: unknown, value: unknown][] {
+/**
+ * The headers among the arguments of writeHead, after the status and maybe a reason: an object or a flat list. Undefined if it is
+ * neither.
+ */
+export function givenHeaders([, reason, given]: readonly unknown[]): [name: string, value: unknown][] | undefined {
   const headers = typeof reason === 'string' ? given : (given ?? reason);
   if (!Array.isArray(headers)) return Object.entries(headers ?? {});
-  if (Array.isArray(headers[0])) return headers;
-  return headers.flatMap((name, i) => (i % 2 === 0 ? [[name, headers[i + 1]]] : []));
+  if (headers.length % 2 === 1 || Array.isArray(headers[0])) return undefined;
+  return headers.flatMap((name, i) => (i % 2 === 0 ? [[String(name), headers[i + 1]]] : []));
 }

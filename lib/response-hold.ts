@@ -20,6 +20,12 @@ export class Overrides<T extends object> {
     return value;
   }
 
+  /** Notes what is there now, for a forced removal to bring back. */
+  remember(...names: string[]): void {
+    const target = this.target as Record<string, Method>;
+    for (const name of names) this.previous.set(name, { own: Object.hasOwn(target, name), value: target[name] as Method });
+  }
+
   /** @param force also where someone has wrapped ours since: their memory of the response would outlive it */
   remove({ force }: { force: boolean }): void {
     const target = this.target as Record<string, Method>;
@@ -50,7 +56,9 @@ export function holdDestroy(socket: Socket): () => void {
   if (hold === undefined) {
     const created: SocketHold = { count: 0, isDestroyRequested: false, overrides: new Overrides(socket) };
     const destroy = created.overrides.set('destroy', (error?: Error) => {
-      if (error) return destroy.call(socket, error);
+      // A client that can receive nothing any more, and a server that shuts down, wait for nobody.
+      const { server } = socket as { server?: { listening: boolean } };
+      if (error || !socket.writable || server?.listening === false) return destroy.call(socket, error);
       created.isDestroyRequested = true;
       return socket;
     });
@@ -71,36 +79,37 @@ export function holdDestroy(socket: Socket): () => void {
 }
 
 /**
- * Keeps the listeners for `drain` that are added while a response is held. compression (mounted before us) hands them to a stream
- * of its own, which knows nothing of the writes that wait here, and would never wake their writers.
+ * Wakes the writers whose `write` was held, and so was answered with `false`.
+ *
+ * Where compression is mounted before us, it hands listeners for `drain` to a stream of its own, which knows nothing of the writes
+ * that wait here: they are kept from it until there is something that it can drain.
  */
-export class CapturedDrain {
-  private readonly overrides: Overrides<ServerResponse>;
-  private readonly captured: [method: 'on' | 'addListener' | 'once', listener: () => void][] = [];
+export class HeldDrain {
+  private readonly overrides: Overrides<ServerResponse> | undefined;
+  private readonly kept: [method: 'on' | 'addListener' | 'once', listener: () => void][] = [];
 
   constructor(private readonly res: ServerResponse) {
+    if (!Object.hasOwn(res, 'on')) return;
     this.overrides = new Overrides(res);
     for (const method of ['on', 'addListener', 'once'] as const) {
       const original = this.overrides.set(method, (event: string | symbol, listener: () => void) => {
         if (event !== 'drain') return original.call(res, event, listener);
-        this.captured.push([method, listener]);
+        this.kept.push([method, listener]);
         return res;
       });
     }
   }
 
-  /** Adds the listeners for real, in front of the writes that will call for them. */
+  /** Before the writes are made: they will call for the listeners. */
   release(): void {
-    this.overrides.remove({ force: false });
-    for (const [method, listener] of this.captured) this.res[method]('drain', listener);
+    this.overrides?.remove({ force: false });
+    for (const [method, listener] of this.kept) this.res[method]('drain', listener);
   }
 
-  /** Wakes the writers that were told to wait, if Node has taken all at once and will not. */
+  /** After the writes were made, if Node has taken all at once and will not call. */
   wake(): void {
-    for (const [method, listener] of this.captured) {
-      if (method === 'once') this.res.removeListener('drain', listener);
-      listener.call(this.res);
-    }
+    for (const [, listener] of this.kept) listener.call(this.res);
+    this.res.emit('drain');
   }
 }
 
