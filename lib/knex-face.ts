@@ -225,7 +225,8 @@ function hidden(properties: object & ThisType<object>): PropertyDescriptorMap {
 function releaseTo(client: Knex.Client, connection: PgConnection, reason: unknown): void {
   if (reason !== undefined) {
     // The pool drops what carries this mark when it is asked for the next connection; the socket is closed at once.
-    connection.__knex__disposed ??= reason;
+    // It is written to Knex's log, so it is not the reason itself, which may hold SQL and has been told to whom it concerns.
+    connection.__knex__disposed ??= new Error('A session that failed has destroyed its connection.');
     connection.end().catch(() => {});
   }
   client.releaseConnection(connection);

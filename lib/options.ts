@@ -13,7 +13,7 @@ export interface SessionOptions {
    * @default 'session'
    * @example sessionMiddleware(knex, { property: 'db' }) // next to express-session, which owns req.session
    */
-  property?: string;
+  property?: string | undefined;
 
   /**
    * When the transaction is committed or rolled back.
@@ -26,7 +26,7 @@ export interface SessionOptions {
    * @default 'head'
    * @example sessionMiddleware(knex, { commitAt: (req) => (req.path.startsWith('/export') ? 'end' : 'head') })
    */
-  commitAt?: PerRequest<CommitAt>;
+  commitAt?: PerRequest<CommitAt> | undefined;
 
   /**
    * Whether the response that is about to leave means COMMIT (`true`) or ROLLBACK (`false`).
@@ -35,7 +35,7 @@ export interface SessionOptions {
    * @default (req, res) => res.statusCode < 400
    * @example sessionMiddleware(knex, { shouldCommit: (req, res) => res.statusCode < 400 || res.statusCode === 422 })
    */
-  shouldCommit?: (req: Request, res: Response) => boolean;
+  shouldCommit?: ((req: Request, res: Response) => boolean) | undefined;
 
   /**
    * Receives the errors that no one else can: a ROLLBACK that failed, a COMMIT that failed after the response was under way.
@@ -43,7 +43,7 @@ export interface SessionOptions {
    * @default the logger of the Knex instance
    * @example sessionMiddleware(knex, { onError: (error, req) => log.error({ error, url: req?.originalUrl }) })
    */
-  onError?: (error: unknown, req?: Request) => void;
+  onError?: ((error: unknown, req?: Request) => void) | undefined;
 }
 
 interface Definition {
@@ -80,9 +80,9 @@ export const optionDefinitions = {
   onError: { default: undefined, isValid: isFunction, expected: 'a function (error, req) => void', perRequest: false },
 } as const satisfies Record<keyof SessionOptions, Definition>;
 
-export interface ResolvedOptions extends Required<Omit<SessionOptions, 'onError'>> {
-  onError: SessionOptions['onError'];
-}
+export type ResolvedOptions = Pick<SessionOptions, 'onError'> & {
+  [Name in Exclude<keyof SessionOptions, 'onError'>]-?: NonNullable<SessionOptions[Name]>;
+};
 
 /**
  * Checks options when the middleware is made, so that a mistake is seen at start-up, and fills in the defaults.

@@ -45,6 +45,13 @@ export interface Statement {
   bindings?: readonly unknown[];
   options?: object;
   method?: string;
+  /** Where Knex puts the driver's result; an array, if there were several statements. */
+  response?: { command?: string };
+}
+
+/** Whether a statement that has run was only a SELECT. */
+export function isRead({ response }: Statement): boolean {
+  return response?.command === 'SELECT';
 }
 
 /** Follows the commands that were sent ahead of the first statement. */

@@ -8,11 +8,16 @@ export function report(knex: Knex, onError: SessionOptions['onError'], error: un
     log(knex, error);
     return;
   }
-  try {
-    onError(error, req);
-  } catch (thrown) {
+  const logBoth = (thrown: unknown): void => {
     log(knex, thrown);
     log(knex, error);
+  };
+  try {
+    const answer: unknown = onError(error, req);
+    // An async one: its rejection would end the process.
+    if (answer instanceof Promise) answer.catch(logBoth);
+  } catch (thrown) {
+    logBoth(thrown);
   }
 }
 

@@ -116,6 +116,7 @@ export class ResponseGate {
     }
     this.headArguments = args;
     this.fixedStatus = status;
+    res.statusCode = status;
     res._header = HELD_HEAD;
     return res;
   }
@@ -134,7 +135,8 @@ export class ResponseGate {
   private write(args: unknown[]): unknown {
     const { res, original } = this;
     const write = (): unknown => original.write.apply(res, args);
-    if (this.phase === 'passed' || !isChunk(args[0])) return write();
+    if (this.phase === 'passed') return write();
+    if (!isChunk(args[0])) return this.letThrow(write);
     if (this.phase === 'held') {
       if (res.finished) return ServerResponse.prototype.write.apply(res, args as never);
       this.queue.push(write);
@@ -142,6 +144,7 @@ export class ResponseGate {
     }
     if (this.phase === 'open' && !this.letsBytesFlow) {
       this.hold(write);
+      Object.defineProperty(res, 'writableNeedDrain', { configurable: true, value: true });
       return false;
     }
     if (this.phase === 'open') {
@@ -154,9 +157,11 @@ export class ResponseGate {
 
   private end(args: unknown[]): unknown {
     const { res, original } = this;
-    const hasChunk = args[0] !== undefined && args[0] !== null && typeof args[0] !== 'function';
-    if (this.phase === 'passed' || (hasChunk && !isChunk(args[0]))) return original.end.apply(res, args);
-    if (this.phase === 'open' && !isStatusLine(res.statusCode, res.statusMessage)) return original.end.apply(res, args);
+    // As Node means it: `end(0)` has none.
+    const hasChunk = Boolean(args[0]) && typeof args[0] !== 'function';
+    if (this.phase === 'passed') return original.end.apply(res, args);
+    const isRefused = this.phase === 'open' && !isStatusLine(res.statusCode, res.statusMessage);
+    if (isRefused || (hasChunk && !isChunk(args[0]))) return this.letThrow(() => original.end.apply(res, args));
     if (this.phase === 'held' && res.finished) return ServerResponse.prototype.end.apply(res, args as never);
 
     this.hasHandlerEnded = true;
@@ -174,6 +179,17 @@ export class ResponseGate {
     }
     res.finished = true;
     return res;
+  }
+
+  /** For calls that Node refuses: it says so now, and not after COMMIT. */
+  private letThrow(call: () => unknown): unknown {
+    const { phase } = this;
+    this.phase = 'passed';
+    try {
+      return call();
+    } finally {
+      this.phase = phase;
+    }
   }
 
   private get letsBytesFlow(): boolean {
@@ -230,6 +246,7 @@ export class ResponseGate {
       if (res._header === HELD_HEAD) res._header = this.nativeHead;
       res.statusCode = this.fixedStatus as number;
       res.statusMessage = statusMessage;
+      delete (res as { writableNeedDrain?: boolean }).writableNeedDrain;
       this.drain.release();
     };
     this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded).then(

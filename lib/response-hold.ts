@@ -115,8 +115,9 @@ export class HeldDrain {
 
 /** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */
 export function cutConnection(res: ServerResponse): void {
-  const socket = res.socket as (Partial<Socket> & { encrypted?: boolean }) | null;
+  const socket = res.socket as (Socket & { encrypted?: boolean }) | null;
+  if (socket) heldSockets.get(socket)?.overrides.remove({ force: false });
   // A TLS connection is not reset, nor is what an adapter passes for a socket.
-  if (socket?.resetAndDestroy && !socket.encrypted) socket.resetAndDestroy();
+  if (socket && 'resetAndDestroy' in socket && !socket.encrypted) socket.resetAndDestroy();
   else res.destroy();
 }

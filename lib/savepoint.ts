@@ -49,7 +49,7 @@ export class Savepoint extends Scope {
     if (this.isEnded) {
       throw new SessionClosedError('this savepoint has ended. Await what runs in session.transaction() before it returns.');
     }
-    return this.transaction.lease(this.txid);
+    return this.transaction.lease(this);
   }
 
   async commit(value?: unknown): Promise<void> {
@@ -57,7 +57,7 @@ export class Savepoint extends Scope {
     this.isEnded = true;
     try {
       await this.send(`RELEASE SAVEPOINT ${this.txid};`);
-      this.transaction.openSavepoints--;
+      this.transaction.openSavepoints.delete(this);
     } catch (error) {
       // Left as it is, the failed savepoint would take the whole transaction with it.
       await this.rollBackTo().catch(() => {});
@@ -84,7 +84,7 @@ export class Savepoint extends Scope {
 
   private async execute(container: Container): Promise<unknown> {
     await this.send(`SAVEPOINT ${this.txid};`);
-    this.transaction.openSavepoints++;
+    this.transaction.openSavepoints.add(this);
     const result = callSafely(container, this.face);
     if (isThenable(result)) {
       // executionPromise tells of a failure.
@@ -100,13 +100,12 @@ export class Savepoint extends Scope {
 
   private async rollBackTo(): Promise<void> {
     await this.send(`ROLLBACK TO SAVEPOINT ${this.txid}`);
-    this.transaction.openSavepoints--;
-    this.transaction.abortedBy = this.abortedBefore;
+    this.transaction.noteRolledBack(this, this.abortedBefore);
   }
 
   private async send(sql: string): Promise<void> {
     const { transaction } = this;
-    const lease = await transaction.lease(this.txid);
+    const lease = await transaction.lease(this);
     try {
       await transaction.query(lease, this.client, { sql });
     } finally {

@@ -1,7 +1,7 @@
 import type { KnexClient } from './connection';
 import { SessionError } from './errors';
 import type { Session } from './session';
-import type { Lease } from './statement-queue';
+import type { Lease, Level } from './statement-queue';
 import type { Decision, Transaction } from './transaction';
 
 let scopes = 0;
@@ -10,7 +10,8 @@ let scopes = 0;
  * A level that statements run on and that can be committed or rolled back: the session itself, or a savepoint in it.
  * Its face (a Knex function) and its Knex client are made by knex-face.ts.
  */
-export abstract class Scope {
+export abstract class Scope implements Level {
+  holdsOthers = false;
   /** Savepoints of one level run one after the other; this settles with the last of them. */
   lastChild: Promise<unknown> | undefined;
   face!: Session;
@@ -66,7 +67,7 @@ export class SessionScope extends Scope {
   }
 
   lease(): Promise<Lease> {
-    return this.transaction.lease(this.txid);
+    return this.transaction.lease(this);
   }
 
   isCompleted(): boolean {

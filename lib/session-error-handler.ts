@@ -15,7 +15,7 @@ import { RequestSession } from './request-session';
  * app.use(sessionErrorHandler());
  * app.use(myErrorHandler);
  */
-export function sessionErrorHandler(): ErrorRequestHandler;
+export function sessionErrorHandler(...none: never[]): ErrorRequestHandler;
 // Four parameters, so that Express passes the error if the function itself was mounted: it must not be skipped in silence.
 export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: unknown, _next?: unknown) {
   if (mistaken !== undefined) {

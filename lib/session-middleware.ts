@@ -1,3 +1,4 @@
+import type { IncomingMessage } from 'node:http';
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
@@ -60,7 +61,7 @@ export function sessionMiddleware(knex: Knex, options?: SessionOptions): Request
  * @example
  * const session = getSession(req);
  */
-export function getSession(req: Request, property = 'session'): Session {
+export function getSession(req: IncomingMessage, property = 'session'): Session {
   const session = (req as unknown as Record<string, unknown> | undefined)?.[property];
   if (isSession(session)) return session;
   const found = session === undefined ? 'nothing' : 'something else (express-session?)';

@@ -1,5 +1,18 @@
 import type { Connection } from './connection';
 
+/** Where a statement belongs: the session itself, or a savepoint in it. */
+export interface Level {
+  readonly txid: string;
+  readonly parent: Level | undefined;
+  /** Set on a savepoint while which statements of another level have run. */
+  holdsOthers?: boolean;
+}
+
+export function isWithin(level: Level, savepoint: Level): boolean {
+  for (let at: Level | undefined = level; at; at = at.parent) if (at === savepoint) return true;
+  return false;
+}
+
 /** The right to run statements, taken for each run of a Knex builder; what Knex believes to be the connection. */
 export class Lease {
   isReturned = false;
@@ -8,8 +21,12 @@ export class Lease {
 
   constructor(
     readonly connection: Connection,
-    readonly __knexTxId: string,
+    readonly level: Level,
   ) {}
+
+  get __knexTxId(): string {
+    return this.level.txid;
+  }
 
   get __knexUid(): string | undefined {
     return this.connection.knexUid;

@@ -2,8 +2,9 @@ import type { Transform } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Connection, KnexClient } from './connection';
 import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError } from './errors';
-import { controlsTransaction, FAILED_TRANSACTION, isServerError, type Statement } from './postgres';
-import { Lease, Leases, StatementQueue } from './statement-queue';
+import { destroyStream, OpenStreams } from './open-streams';
+import { controlsTransaction, FAILED_TRANSACTION, isRead, isServerError, type Statement } from './postgres';
+import { isWithin, Lease, Leases, type Level, StatementQueue } from './statement-queue';
 
 /**
  * What has become of a session's work.
@@ -35,7 +36,7 @@ export interface TransactionOwner {
 export class Transaction {
   outcome: Outcome = 'unused';
   /** Savepoints that were begun and have not ended. */
-  openSavepoints = 0;
+  readonly openSavepoints = new Set<Level>();
   /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
   abortedBy: unknown;
   /** Set by setRollbackOnly(). */
@@ -43,6 +44,8 @@ export class Transaction {
 
   private connection: Connection | undefined;
   private opening: Promise<Connection> | undefined;
+  /** Tells whoever waits for a connection that nobody wants it any more. */
+  private giveUp: ((error: unknown) => void) | undefined;
   private settlement: Promise<void> | undefined;
   /** Why nothing can be committed any more. */
   private failure: unknown;
@@ -55,7 +58,7 @@ export class Transaction {
 
   private readonly leases = new Leases();
   private readonly queue = new StatementQueue();
-  private readonly streams = new Set<Transform>();
+  private readonly streams = new OpenStreams();
 
   constructor(private readonly owner: TransactionOwner) {}
 
@@ -75,16 +78,16 @@ export class Transaction {
   }
 
   get hasOpenStream(): boolean {
-    return this.streams.size > 0;
+    return this.streams.areOpen;
   }
 
   /** Takes part in the transaction; every lease must be returned. */
-  async lease(txid: string): Promise<Lease> {
+  async lease(level: Level): Promise<Lease> {
     if (this.closedError) throw this.closedError;
     this.leases.taken();
     try {
       this.opening ??= this.open();
-      return new Lease(this.connection ?? (await this.opening), txid);
+      return new Lease(this.connection ?? (await this.opening), level);
     } catch (error) {
       this.leases.returned();
       throw error;
@@ -100,33 +103,21 @@ export class Transaction {
   }
 
   query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
-    return this.inTurn(lease, statement, (connection) => connection.query(client, statement, lease.__knexTxId));
+    return this.inTurn(lease, statement, (connection) => connection.query(client, statement, lease.level.txid));
   }
 
   /** The connection is taken until the stream closes. */
   async stream(lease: Lease, client: KnexClient, statement: Statement, stream: Transform, options: unknown): Promise<void> {
-    this.streams.add(stream);
-    const closed = new Promise<void>((resolve) => {
-      stream.once('close', () => {
-        this.streams.delete(stream);
-        resolve();
-      });
-    });
-    let isFed = false;
-    stream.once('pipe', () => {
-      isFed = true;
-    });
-    try {
-      await this.inTurn(lease, statement, (connection) => {
-        const done = connection.stream(client, statement, lease.__knexTxId, stream, options);
-        // A stream that is destroyed early never ends the driver's: its closing is an end as well.
-        return Promise.race([done, closed]);
-      });
-    } catch (error) {
-      // Knex passes on the errors of the driver's stream only, and leaves ours open after them.
-      stream.destroy(isFed ? undefined : (error as Error));
-      throw error;
+    if (this.closedError) {
+      // Nobody would read it to its end any more, and the session would wait for that.
+      destroyStream(stream, this.closedError);
+      throw this.closedError;
     }
+    await this.streams.feed(stream, (closed) =>
+      this.inTurn(lease, statement, (connection) =>
+        Promise.race([connection.stream(client, statement, lease.level.txid, stream, options), closed]),
+      ),
+    );
   }
 
   /**
@@ -155,7 +146,8 @@ export class Transaction {
       } else {
         this.isAbandoned = true;
         this.close(because);
-        // A connection that is still waited for is given back when it comes. A statement that runs is waited for.
+        // A connection that is still on its way is given back when it comes. A statement that runs is waited for.
+        this.giveUp?.(this.closedError);
         if (this.connection) await this.drained();
         await this.rollback();
       }
@@ -199,7 +191,14 @@ export class Transaction {
     }
   }
 
-  private async open(): Promise<Connection> {
+  private open(): Promise<Connection> {
+    return new Promise((resolve, reject) => {
+      this.giveUp = reject;
+      this.take().then(resolve, reject);
+    });
+  }
+
+  private async take(): Promise<Connection> {
     this.owner.onFirstUse();
     let connection: Connection;
     try {
@@ -227,6 +226,7 @@ export class Transaction {
         throw this.noteFailed(error);
       } finally {
         await this.noteState(connection, failed);
+        this.noteStrangers(lease, statement);
       }
     });
   }
@@ -270,8 +270,28 @@ export class Transaction {
     throw this.failure;
   }
 
+  /** A statement that runs while a savepoint of another level is open lives and dies with that savepoint. */
+  private noteStrangers(lease: Lease, statement: Statement): void {
+    if (this.openSavepoints.size === 0 || isRead(statement)) return;
+    for (const savepoint of this.openSavepoints) {
+      if (!isWithin(lease.level, savepoint)) savepoint.holdsOthers = true;
+    }
+  }
+
+  /** A savepoint has been rolled back. */
+  noteRolledBack(savepoint: Level, abortedBefore: unknown): void {
+    this.openSavepoints.delete(savepoint);
+    this.abortedBy = abortedBefore;
+    if (!savepoint.holdsOthers) return;
+    this.failure ??= new SessionError(
+      'ERR_SAVEPOINT_OPEN',
+      'Statements of the session ran while a savepoint (session.transaction()) was open, and were rolled back with it. ' +
+        'Await it before you go on, or run them on the transaction that it passes to its callback.',
+    );
+  }
+
   private savepointLeftOpen(): SessionError | undefined {
-    if (this.openSavepoints === 0) return undefined;
+    if (this.openSavepoints.size === 0) return undefined;
     return new SessionError(
       'ERR_SAVEPOINT_OPEN',
       'A savepoint (session.transaction()) was still open at the end of the session, so the session was rolled back. ' +
@@ -283,9 +303,7 @@ export class Transaction {
   private close(because: string): void {
     this.closedError = new SessionClosedError(because);
     // A stream that nobody reads to its end would be waited for without end.
-    for (const stream of this.streams) {
-      stream.destroy(stream.listenerCount('error') > 0 ? this.closedError : undefined);
-    }
+    this.streams.destroy(this.closedError);
   }
 
   private async drained(): Promise<void> {

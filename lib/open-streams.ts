@@ -1,0 +1,43 @@
+import type { Transform } from 'node:stream';
+
+/** The streams of rows that are being read. */
+export class OpenStreams {
+  /** True if the driver's stream is piped into it, and so has put a listener for errors on it. */
+  private readonly streams = new Map<Transform, boolean>();
+
+  get areOpen(): boolean {
+    return this.streams.size > 0;
+  }
+
+  /**
+   * Follows a stream until it closes.
+   *
+   * @param run makes the rows flow into it; it is told of the closing, since a stream that is destroyed early never ends the driver's
+   */
+  async feed(stream: Transform, run: (closed: Promise<void>) => Promise<unknown>): Promise<void> {
+    this.streams.set(stream, false);
+    stream.once('pipe', () => this.streams.set(stream, true));
+    const closed = new Promise<void>((resolve) => {
+      stream.once('close', () => {
+        this.streams.delete(stream);
+        resolve();
+      });
+    });
+    try {
+      await run(closed);
+    } catch (error) {
+      // Knex passes on the errors of the driver's stream only, and leaves ours open after them.
+      stream.destroy(this.streams.get(stream) ? undefined : (error as Error));
+      throw error;
+    }
+  }
+
+  destroy(error: Error): void {
+    for (const [stream, isFed] of this.streams) destroyStream(stream, error, isFed);
+  }
+}
+
+/** Tells a stream's reader why it ends, if there is one: without a listener, the error would end the process. */
+export function destroyStream(stream: Transform, error: Error, isFed = false): void {
+  stream.destroy(stream.listenerCount('error') > (isFed ? 1 : 0) ? error : undefined);
+}
