@@ -1,13 +1,12 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmod, mkdtemp, rm } from 'node:fs/promises';
-import { createServer, get } from 'node:http';
+import { Agent, createServer, get, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { closeServer } from '../example-app/close-server';
 import { ALICE, BOB } from '../example-app/seed';
-import { scripts } from '../package.json';
 import { createDatabase, type TestDatabase } from './support/database';
 import { eventually } from './support/pool';
 
@@ -70,6 +69,7 @@ describe('when it is stopped while a request is in flight', () => {
     app.signal('SIGTERM');
     await app.says('Finishing the requests in flight');
     await expect(fetch(`${url}/health`)).rejects.toThrow();
+    await sweeps();
     await lock.rollback();
 
     expect((await answer).status).toBe(201);
@@ -86,17 +86,38 @@ describe('when it is stopped while a request is in flight', () => {
     app.signal('SIGINT');
     await app.says('Finishing the requests in flight');
     app.signal('SIGINT');
+    await sweeps();
     await lock.rollback();
 
     expect((await answer).status).toBe(201);
     expect(await app.exit).toBe(0);
   });
 
+  it('stops all the same if the request never ends', async () => {
+    const app = start();
+    const url = await app.url();
+    const lock = await lockAccount(ALICE);
+    const answer = transfer(url).then(
+      () => 'answered',
+      () => 'cut',
+    );
+    await eventually(async () => expect(await waitingCommits()).toHaveLength(1));
+
+    app.signal('SIGTERM');
+
+    expect(await app.exit).toBe(0);
+    expect(await answer).toBe('cut');
+    await lock.rollback();
+  });
+
   it('stops at once at the second Ctrl-C', async () => {
     const app = start();
     const url = await app.url();
     const lock = await lockAccount(ALICE);
-    const answer = transfer(url).catch((error: unknown) => error);
+    const answer = transfer(url).then(
+      () => 'answered',
+      () => 'cut',
+    );
     await eventually(async () => expect(await waitingCommits()).toHaveLength(1));
 
     app.signal('SIGINT');
@@ -105,8 +126,21 @@ describe('when it is stopped while a request is in flight', () => {
     app.signal('SIGINT');
 
     expect(await app.exit).toBe(130);
-    expect(await answer).toBeInstanceOf(Error);
+    expect(await answer).toBe('cut');
     await lock.rollback();
+  });
+});
+
+describe('when the shell that npm runs it in is gone', () => {
+  it('stops, as npm was told to', async () => {
+    const app = start({ npm_lifecycle_event: 'start' }, ['sh', '-c', `'${process.execPath}' --import tsx example-app/server.ts; true`]);
+    await app.url();
+
+    app.signal('SIGTERM'); // Only the shell gets it.
+
+    await app.says('Finishing the requests in flight');
+    await app.exit;
+    await eventually(async () => expect(await ledgerConnections()).toEqual([]));
   });
 });
 
@@ -122,11 +156,11 @@ describe('when npm start is run without a DATABASE_URL', () => {
       expect(await first.exit).toBe(0);
 
       const second = start(env);
-      const { balance } = await (await fetch(`${await second.url()}/accounts/${BOB}`)).json();
+      const bob: unknown = await (await fetch(`${await second.url()}/accounts/${BOB}`)).json();
       second.signal('SIGINT');
       expect(await second.exit).toBe(0);
 
-      expect(balance).toBe('4250');
+      expect(bob).toMatchObject({ balance: '4250' });
     } finally {
       await rm(dataDir, { recursive: true, force: true });
     }
@@ -138,7 +172,11 @@ describe('when it cannot start', () => {
     ['a PORT that is no number', { PORT: 'http' }, "Expected PORT to be a whole number from 0 to 65535, got 'http'."],
     ['a PORT that is too high', { PORT: '70000' }, "Expected PORT to be a whole number from 0 to 65535, got '70000'."],
     ['a DATABASE_URL that is none', { DATABASE_URL: 'localhost' }, 'Expected DATABASE_URL to be like postgres://'],
-    ['a database that is down', { DATABASE_URL: 'postgres://me:secret@127.0.0.1:1/db' }, 'Cannot connect to the database: connect ECONNREFUSED 127.0.0.1:1.'],
+    [
+      'a database that is down',
+      { DATABASE_URL: 'postgres://me:secret@127.0.0.1:1/db' },
+      'Cannot connect to the database: connect ECONNREFUSED 127.0.0.1:1.',
+    ],
     ['a host that does not exist', { DATABASE_URL: 'postgres://me:secret@host.invalid/db' }, 'Cannot connect to the database: getaddrinfo'],
   ])('says why in one line, and exits with code 1: %s', async (_name, env, message) => {
     const app = start(env);
@@ -160,6 +198,24 @@ describe('when it cannot start', () => {
     expect(app.output()).toBe(`Cannot listen on port ${port} (EADDRINUSE). Choose another, for example: PORT=${port + 1} npm start\n`);
     await eventually(async () => expect(await ledgerConnections()).toEqual([]));
     other.close();
+  });
+});
+
+describe('when a connection would be kept alive after the last response', () => {
+  it('closes it, instead of waiting for the next request', async () => {
+    const server = createServer().listen(0);
+    server.keepAliveTimeout = 60_000;
+    const agent = new Agent({ keepAlive: true });
+    const response = once(get({ port: (server.address() as AddressInfo).port, agent }), 'response');
+    const [, answer] = (await once(server, 'request')) as [unknown, ServerResponse];
+
+    const closed = closeServer(server, 60_000);
+    answer.end();
+    const [message] = (await response) as [IncomingMessage];
+    message.resume();
+
+    await closed;
+    agent.destroy();
   });
 });
 
@@ -185,11 +241,13 @@ interface Started {
 }
 
 /** The command of `npm start`, without npm. */
-function start(env: NodeJS.ProcessEnv = {}): Started {
-  const child = spawn(`exec ${scripts.start}`, {
-    shell: true,
+function start(
+  env: NodeJS.ProcessEnv = {},
+  [command, ...args]: [string, ...string[]] = [process.execPath, '--import', 'tsx', 'example-app/server.ts'],
+): Started {
+  const child = spawn(command, args, {
     cwd: join(__dirname, '..'),
-    env: { ...process.env, NODE_OPTIONS: '', PATH: `${join(__dirname, '../node_modules/.bin')}:${process.env['PATH']}`, DATABASE_URL: database.url, PORT: '0', ...env },
+    env: { ...process.env, NODE_OPTIONS: '', npm_lifecycle_event: '', DATABASE_URL: database.url, PORT: '0', ...env },
   });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (output += chunk.toString()));
@@ -239,10 +297,15 @@ async function lockAccount(id: string) {
   return lock;
 }
 
+/** Long enough for closeServer() to look for idle connections again, and to take one that waits for COMMIT for idle. */
+const sweeps = () => new Promise((resolve) => setTimeout(resolve, 200));
+
 const waitingCommits = async () => activity("wait_event_type = 'Lock' and query ilike 'commit%'");
 const ledgerConnections = async () => activity("application_name = 'ledger'");
 
 async function activity(condition: string): Promise<unknown[]> {
-  const { rows } = await database.admin.raw(`select pid, state, query from pg_stat_activity where datname = current_database() and ${condition}`);
+  const { rows } = await database.admin.raw(
+    `select pid, state, query from pg_stat_activity where datname = current_database() and ${condition}`,
+  );
   return rows;
 }

@@ -39,7 +39,9 @@ describe('when an account is created', () => {
 
     expect(response.body).toEqual({ id: expect.any(String), name: 'Ada', kind: 'customer', balance: '0', createdAt: expect.any(String) });
     expect(response.headers['location']).toBe(`/accounts/${response.body.id}`);
-    await request(server).get(response.headers['location']).expect(200, { ...response.body, entries: [] });
+    await request(server)
+      .get(`/accounts/${response.body.id}`)
+      .expect(200, { ...response.body, entries: [] });
   });
 });
 
@@ -68,7 +70,36 @@ describe('when a transfer is made', () => {
 
     const { body } = await request(server).get(`/accounts/${to}`).expect(200);
 
-    expect(body).toMatchObject({ balance: '3', entries: [{ memo: 'second', amount: '2' }, { memo: 'first', amount: '1' }] });
+    expect(body).toMatchObject({
+      balance: '3',
+      entries: [
+        { memo: 'second', amount: '2' },
+        { memo: 'first', amount: '1' },
+      ],
+    });
+  });
+
+  it('shows in an account either with its entry and in the balance, or not at all', async () => {
+    const { from, to } = await twoAccounts({ balance: 1000 });
+    const underWay = await database.admin.transaction();
+    // The first query of the request passes, its second one waits until this transfer is committed.
+    await underWay.raw('lock table transfers in access exclusive mode');
+    await underWay.raw(
+      `with new as (insert into transfers (id, memo) values (gen_random_uuid(), '') returning id)
+      insert into entries (transfer_id, account_id, amount)
+      select new.id, account::uuid, amount from new, (values (:from, -7), (:to, 7)) as sides (account, amount)`,
+      { from, to },
+    );
+    const response = send(request(server).get(`/accounts/${to}`));
+    await eventually(async () => expect(await activity("wait_event_type = 'Lock'")).toHaveLength(1));
+
+    await underWay.commit();
+
+    expect((await response).body).toMatchObject({ balance: '0', entries: [] });
+    await request(server)
+      .get(`/accounts/${to}`)
+      .expect(200)
+      .expect(({ body }) => expect(body).toMatchObject({ balance: '7', entries: [{ amount: '7' }] }));
   });
 
   it('keeps every digit of amounts above 2^53 cents', async () => {
@@ -134,7 +165,23 @@ describe('when parallel transfers overdraw an account only together', () => {
 });
 
 describe('when transfers go both ways at once', () => {
-  it('stores all of them, without a deadlock, and balances are the sums of their entries', async () => {
+  it('makes one wait for the other, instead of a deadlock', async () => {
+    const { from, to } = await twoAccounts({ balance: 1000 });
+    await transfer({ from: await externalAccount(), to, amount: 1000 }).expect(201);
+
+    // If each took its own `from` first, the second one would hold what the first one waits for next.
+    const answers = await whileLocked(to, async () => {
+      const first = send(transfer({ from: to, to: from, amount: 5 }));
+      await eventually(async () => expect(await waitingCommits()).toHaveLength(1));
+      const second = send(transfer({ from, to, amount: 7 }));
+      await eventually(async () => expect(await waitingCommits()).toHaveLength(2));
+      return [first, second];
+    });
+
+    expect((await Promise.all(answers)).map(({ status }) => status)).toEqual([201, 201]);
+  });
+
+  it('stores all of them, and balances are the sums of their entries', async () => {
     const { from, to } = await twoAccounts({ balance: 1000 });
     await transfer({ from: await externalAccount(), to, amount: 1000 }).expect(201);
 
@@ -193,12 +240,12 @@ describe('when the connection is lost during COMMIT', () => {
 
     const response = await whileLocked(from, async () => {
       const answer = send(transfer(wanted));
-      const pid = await eventually(async () => {
-        const { rows } = await database.admin.raw("select pid from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'commit%'");
-        expect(rows).toHaveLength(1);
-        return rows[0].pid;
+      const [waiting] = await eventually(async () => {
+        const found = await waitingCommits();
+        expect(found).toHaveLength(1);
+        return found;
       });
-      await database.admin.raw('select pg_terminate_backend(?)', [pid]);
+      await database.admin.raw('select pg_terminate_backend(?)', [waiting?.pid ?? 0]);
       return answer;
     });
 
@@ -226,7 +273,12 @@ describe('when SQL goes around the API', () => {
       `);
 
     await expect(insert([[to, 5]])).rejects.toMatchObject({ code: '23514', constraint: 'entries_sum_to_zero' });
-    await expect(insert([[from, -5], [to, 6]])).rejects.toMatchObject({ constraint: 'entries_sum_to_zero' });
+    await expect(
+      insert([
+        [from, -5],
+        [to, 6],
+      ]),
+    ).rejects.toMatchObject({ constraint: 'entries_sum_to_zero' });
     expect(await rows()).toEqual(before);
   });
 
@@ -276,7 +328,11 @@ describe('when the input is not valid', () => {
     ['a long name', '/accounts', { name: 'x'.repeat(201) }, ['name']],
     ['an unknown kind', '/accounts', { name: 'Ada', kind: 'bank' }, ['kind']],
   ])('names the fields: %s', async (_name, path, body, fields) => {
-    const response = await request(server).post(path).send(body).expect(400).expect('content-type', /^application\/problem\+json/);
+    const response = await request(server)
+      .post(path)
+      .send(body)
+      .expect(400)
+      .expect('content-type', /^application\/problem\+json/);
 
     expect(response.body).toMatchObject({ type: expect.stringContaining('invalid-input'), status: 400 });
     expect(response.body.errors.map(({ field }: { field: string }) => field)).toEqual(fields);
@@ -317,7 +373,10 @@ describe('when something does not exist', () => {
     ['an id that is none', 400, 'invalid-input', '/accounts/1'],
     ['a path that does not decode', 400, 'bad-request', '/accounts/%E0%A4%A'],
   ])('answers a problem: %s', async (_name, status, type, path) => {
-    const response = await request(server).get(path).expect(status).expect('content-type', /^application\/problem\+json/);
+    const response = await request(server)
+      .get(path)
+      .expect(status)
+      .expect('content-type', /^application\/problem\+json/);
     expect(response.body).toMatchObject({ type: `https://ledger.example/problems/${type}`, status });
   });
 
@@ -337,16 +396,17 @@ describe('when something does not exist', () => {
 });
 
 describe('when something unexpected fails', () => {
-  it('answers a bare 500, and logs the error', async () => {
+  it.each(['', '/statement.csv'])('answers a bare 500, and logs the error: /accounts/:id%s', async (path) => {
     const id = await externalAccount();
     await database.admin.raw('alter table transfers rename to moved');
     try {
-      const { body } = await request(server).get(`/accounts/${id}`).expect(500);
+      const { body, headers } = await request(server).get(`/accounts/${id}${path}`).expect(500);
       expect(body).toEqual({
         type: 'https://ledger.example/problems/internal-server-error',
         title: 'Internal Server Error',
         status: 500,
       });
+      expect(headers).not.toHaveProperty('content-disposition');
     } finally {
       await database.admin.raw('alter table moved rename to transfers');
     }
@@ -426,7 +486,8 @@ describe('when the reader of a statement is slow', () => {
   it('cuts the connection when the database fails in the middle', async () => {
     await withPool({ max: 1 }, async (_pool, app) => {
       const { response } = await open(app, `/accounts/${id}/statement.csv`);
-      await database.admin.raw("select pg_terminate_backend(pid) from pg_stat_activity where query like '%entries%' and application_name = 'ledger'");
+      const [reading] = await activity("application_name = 'ledger' and query like '%entries%' and state = 'active'");
+      await database.admin.raw('select pg_terminate_backend(?)', [reading?.pid ?? 0]);
 
       await expect(async () => {
         for await (const _ of response);
@@ -541,7 +602,9 @@ async function balanceOf(id: string): Promise<unknown> {
 }
 
 async function rows(): Promise<unknown> {
-  const { rows } = await database.admin.raw('select (select count(*) from transfers) as transfers, (select count(*) from entries) as entries');
+  const { rows } = await database.admin.raw(
+    'select (select count(*) from transfers) as transfers, (select count(*) from entries) as entries',
+  );
   return rows;
 }
 
@@ -557,6 +620,14 @@ async function addEntries(accountId: string, count: number, memo = ''): Promise<
     );
   });
 }
+
+/** What the sessions on this database do. */
+async function activity(condition: string): Promise<{ pid: number }[]> {
+  const { rows } = await database.admin.raw(`select pid from pg_stat_activity where datname = current_database() and ${condition}`);
+  return rows;
+}
+
+const waitingCommits = () => activity("wait_event_type = 'Lock' and query ilike 'commit%'");
 
 async function whileLocked<T>(accountId: string, use: () => Promise<T>): Promise<T> {
   const lock = await database.admin.transaction();

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import type { Server } from 'node:http';
+import { setTimeout as delay } from 'node:timers/promises';
 
 /** Stops accepting, lets the requests in flight finish, and cuts those that take longer than `graceMs`. */
 export async function closeServer(server: Server, graceMs: number): Promise<void> {
@@ -7,8 +8,7 @@ export async function closeServer(server: Server, graceMs: number): Promise<void
   server.close();
   // close() ends the connections that are idle now. The others turn idle after their response, and would be kept alive.
   const sweep = setInterval(() => server.closeIdleConnections(), 50);
-  const deadline = setTimeout(() => server.closeAllConnections(), graceMs);
-  await closed;
+  await Promise.race([closed, delay(graceMs, undefined, { ref: false })]);
   clearInterval(sweep);
-  clearTimeout(deadline);
+  server.closeAllConnections();
 }

@@ -1,4 +1,4 @@
-import type { ErrorRequestHandler, RequestHandler } from 'express';
+import type { ErrorRequestHandler, RequestHandler, Response } from 'express';
 import { Problem } from './problem';
 import { toProblem } from './to-problem';
 
@@ -11,7 +11,7 @@ export const notFound: RequestHandler = () => {
 export function problemHandler(log: (error: unknown) => void): ErrorRequestHandler {
   return function problemHandler(error, _req, res, _next) {
     const problem = toProblem(error);
-    if (problem.status >= 500 && !clientLeft(error)) log(error);
+    if (problem.status >= 500 && !isClientGone(error, res)) log(error);
     if (res.headersSent) {
       res.destroy(); // Half an answer cannot become a problem any more, but it must not look complete.
       return;
@@ -20,4 +20,8 @@ export function problemHandler(log: (error: unknown) => void): ErrorRequestHandl
   };
 }
 
-const clientLeft = (error: unknown): boolean => (error as { code?: unknown } | null)?.code === 'ERR_STREAM_PREMATURE_CLOSE';
+/** Whether the error only says that the client went away. A response that was destroyed because of an error has it in `errored`. */
+function isClientGone(error: unknown, res: Response): boolean {
+  const { code } = Object(error) as { code?: unknown };
+  return res.destroyed && !res.errored && (code === 'ERR_SESSION_CLOSED' || code === 'ERR_STREAM_PREMATURE_CLOSE');
+}

@@ -16,7 +16,7 @@ export function toProblem(error: unknown): Problem {
 function ofSession(error: SessionError): Problem {
   switch (error.code) {
     case 'ERR_SESSION_UNAVAILABLE':
-      return busy('Nothing was stored. Send the request again later.');
+      return busy('The database cannot be reached. Nothing was stored; send the request again later.');
     case 'ERR_COMMIT_UNKNOWN':
       return new Problem(error.status, 'outcome-unknown', 'It is not known whether the change was stored', {
         detail:

@@ -103,7 +103,8 @@ export class PooledConnection implements Connection {
       this.announce(BEGIN);
       await this.begin();
     }
-    return this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
+    const done = this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
+    return Promise.race([done, this.lossOf(stream)]);
   }
 
   whenReady(): Promise<boolean> {
@@ -143,6 +144,18 @@ export class PooledConnection implements Connection {
 
   cancel(): Promise<unknown> {
     return this.pool.cancel(this.pg);
+  }
+
+  /** If its connection is lost, the driver's stream waits for the server to close its cursor: it neither ends nor fails. */
+  private lossOf(stream: Transform): Promise<never> {
+    return new Promise((_, reject) => {
+      const end = (): void => {
+        stream.destroy(this.lostBecause as Error);
+        reject(this.lostBecause);
+      };
+      this.pg.on('end', end);
+      stream.once('close', () => this.pg.removeListener('end', end));
+    });
   }
 
   private async begin(): Promise<void> {

@@ -56,10 +56,9 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   assertUsable(): void {
     const { req, res } = this.exchange;
+    // The end first: every response is destroyed after it.
+    if (res.writableEnded) throw new SessionClosedError(RESPONSE_HAS_ENDED);
     if (isGone(req, res)) throw new SessionClosedError(CLIENT_HAS_GONE);
-    if (res.writableEnded) {
-      throw new SessionClosedError(RESPONSE_HAS_ENDED);
-    }
   }
 
   onFirstUse(): void {

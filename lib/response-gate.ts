@@ -28,7 +28,10 @@ export interface Exchange {
 }
 
 type Method = (...args: any[]) => any;
-/** Node's own fields. A set `finished` makes its methods behave as after the end, a set `_header` as after the head. */
+/**
+ * Node's own fields. A set `finished` makes its methods behave as after the end, a set `_header` as after the head.
+ * `finished` is only set for such a call: a server that shuts down closes the connections of what is finished.
+ */
 type Internals = { finished: boolean; _header: string | null; readonly _headerSent: boolean; readonly chunkedEncoding: boolean };
 
 const GATE = Symbol('express-knex-session.gate');
@@ -138,7 +141,7 @@ export class ResponseGate {
     if (this.phase === 'passed') return write();
     if (!isChunk(args[0])) return this.letThrow(write);
     if (this.phase === 'held') {
-      if (res.finished) return ServerResponse.prototype.write.apply(res, args as never);
+      if (this.hasHandlerEnded) return this.asFinished(() => ServerResponse.prototype.write.apply(res, args as never));
       this.queue.push(write);
       return false;
     }
@@ -162,7 +165,7 @@ export class ResponseGate {
     if (this.phase === 'passed') return original.end.apply(res, args);
     const isRefused = this.phase === 'open' && !isStatusLine(res.statusCode, res.statusMessage);
     if (isRefused || (hasChunk && !isChunk(args[0]))) return this.letThrow(() => original.end.apply(res, args));
-    if (this.phase === 'held' && res.finished) return ServerResponse.prototype.end.apply(res, args as never);
+    if (this.phase === 'held' && this.hasHandlerEnded) return this.asFinished(() => ServerResponse.prototype.end.apply(res, args as never));
 
     this.hasHandlerEnded = true;
     if (this.phase === 'held') this.queue.push(() => original.end.apply(res, args));
@@ -177,8 +180,20 @@ export class ResponseGate {
         ),
       );
     }
-    res.finished = true;
+    Object.defineProperty(res, 'writableEnded', {
+      configurable: true,
+      get: () => this.phase === 'held' || Reflect.get(Object.getPrototypeOf(res), 'writableEnded', res),
+    });
     return res;
+  }
+
+  private asFinished(call: () => unknown): unknown {
+    this.res.finished = true;
+    try {
+      return call();
+    } finally {
+      this.res.finished = false;
+    }
   }
 
   /** For calls that Node refuses: it says so now, and not after COMMIT. */
@@ -242,7 +257,6 @@ export class ResponseGate {
 
     const leave = (): void => {
       this.phase = 'passed';
-      res.finished = false;
       if (res._header === HELD_HEAD) res._header = this.nativeHead;
       res.statusCode = this.fixedStatus as number;
       res.statusMessage = statusMessage;

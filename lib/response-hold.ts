@@ -31,7 +31,8 @@ export class Overrides<T extends object> {
     const target = this.target as Record<string, Method>;
     for (const [name, { own, value }] of this.previous) {
       if (!force && target[name] !== this.ours.get(name)) continue;
-      if (own) target[name] = value;
+      // Assigned even where it was inherited: a deletion makes all later uses of the response slower.
+      if (own || value !== undefined) target[name] = value;
       else delete target[name];
     }
   }

@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { pipeline } from 'node:stream/promises';
 import { stringify } from 'csv-stringify';
 import { Router } from 'express';
@@ -25,6 +26,10 @@ statement.get('/:id/statement.csv', async (req, res) => {
     cast: { date: (date) => date.toISOString() },
     escape_formulas: true, // A memo is someone else's text, and a spreadsheet would run it.
   });
-  res.attachment('statement.csv');
-  await pipeline(rows, csv, res); // An error on the way cuts the connection: half a statement never looks whole.
+  const send = async () => {
+    await once(csv, 'readable'); // A query that fails does so here, where its error can still become a problem.
+    res.attachment('statement.csv');
+    await pipeline(csv, res); // An error on the way cuts the connection: half a statement never looks whole.
+  };
+  await Promise.all([pipeline(rows, csv), send()]);
 });

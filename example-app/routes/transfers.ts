@@ -28,7 +28,10 @@ transfers.post('/', async (req, res) => {
   if (inserted) {
     await req.session('entries').insert({ transfer_id: id, account_id: from, amount: -amount });
     await req.session('entries').insert({ transfer_id: id, account_id: to, amount });
-    res.status(201).location(`/transfers/${id}`).json({ ...wanted, createdAt: inserted.created_at });
+    res
+      .status(201)
+      .location(`/transfers/${id}`)
+      .json({ ...wanted, createdAt: inserted.created_at });
     return;
   }
 
@@ -48,7 +51,14 @@ async function findTransfer(session: Knex, id: string): Promise<Transfer | undef
     .join('entries as debit', (join) => join.on('debit.transfer_id', 'transfers.id').andOn('debit.amount', '<', session.raw('0')))
     .join('entries as credit', (join) => join.on('credit.transfer_id', 'transfers.id').andOn('credit.amount', '>', session.raw('0')))
     .where('transfers.id', id)
-    .first('transfers.id', 'debit.account_id as from', 'credit.account_id as to', 'credit.amount', 'transfers.memo', 'transfers.created_at as createdAt');
+    .first(
+      'transfers.id',
+      'debit.account_id as from',
+      'credit.account_id as to',
+      'credit.amount',
+      'transfers.memo',
+      'transfers.created_at as createdAt',
+    );
 }
 
 const isSame = (stored: NewTransfer, wanted: NewTransfer): boolean =>
