@@ -28,7 +28,7 @@ export class KnexFace {
     // A clone with shortcuts for the methods of QueryBuilder.extend too; a transaction was made late enough to have them.
     const template: Knex = knex.isTransaction ? knex : knex.withUserParams(knex.userParams);
     this.sessionPrototype = Object.create(template, sessionProperties);
-    this.contextPrototype = Object.create(contextOf(template), contextProperties);
+    this.contextPrototype = Object.create(contextOf(template), contextProperties(knex));
     this.clientPrototype = Object.create(knex.client, clientProperties(knex));
     this.pool = {
       client: knex.client,
@@ -157,10 +157,14 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
   });
 }
 
-const contextProperties = Object.getOwnPropertyDescriptors({
-  withUserParams(): never {
-    throw new Error('Cannot set user params on a transaction - it can only inherit params from main knex instance');
+const contextProperties = (knex: Knex): PropertyDescriptorMap => ({
+  userParams: {
+    get: () => knex.userParams,
+    set(value: unknown) {
+      Object.defineProperty(this, 'userParams', { value, writable: true });
+    },
   },
+  withUserParams: { value: refuseUserParams },
 });
 
 /** What a session has beyond, or unlike, a Knex function. Getters give functions that work when passed on, as Knex's do. */
@@ -230,6 +234,10 @@ function releaseTo(client: Knex.Client, connection: PgConnection, reason: unknow
     connection.end().catch(() => {});
   }
   client.releaseConnection(connection);
+}
+
+function refuseUserParams(): never {
+  throw new Error('Cannot set user params on a transaction - it can only inherit params from main knex instance');
 }
 
 function refuseDestroy(): never {

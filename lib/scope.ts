@@ -62,6 +62,8 @@ export abstract class Scope implements Level {
 
 /** The session's own level: its end is the end of the transaction. */
 export class SessionScope extends Scope {
+  private isRollbackErrorTold = false;
+
   constructor(transaction: Transaction) {
     super(transaction, undefined);
   }
@@ -92,8 +94,14 @@ export class SessionScope extends Scope {
   }
 
   async rollback(error?: unknown): Promise<void> {
-    await this.fail(error, 'session.rollback() has ended it. For work after it, use withSession().');
-    if (this.transaction.outcome === 'committed') throw this.transaction.closed;
+    const { transaction } = this;
+    this.isRollbackErrorTold = true;
+    await this.fail(error, 'session.rollback() has ended it. For work after it, use withSession().').catch((failure) => {
+      // A commit that failed has done what is asked for.
+      if (transaction.outcome !== 'rolled back') throw failure;
+    });
+    if (transaction.rollbackError) throw transaction.rollbackError;
+    if (transaction.outcome === 'committed') throw transaction.closed;
   }
 
   /** Rolls back; `executionPromise` rejects with the error, if there is one. */
@@ -105,11 +113,17 @@ export class SessionScope extends Scope {
 
   /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. */
   async settle(decision: Decision, because: string, onSuccess?: () => void): Promise<void> {
+    const { transaction } = this;
     try {
-      await this.transaction.settle(decision, because);
+      await transaction.settle(decision, because);
     } catch (error) {
       this.rejectExecution(error);
       throw error;
+    } finally {
+      if (transaction.rollbackError && !this.isRollbackErrorTold) {
+        this.isRollbackErrorTold = true;
+        transaction.owner.onError(transaction.rollbackError);
+      }
     }
     onSuccess?.();
     this.resolveExecution(undefined);

@@ -39,6 +39,8 @@ export class Transaction {
   readonly openSavepoints = new Set<Level>();
   /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
   abortedBy: unknown;
+  /** Why ROLLBACK could not be sent, or was not answered; the connection is destroyed then. */
+  rollbackError: unknown;
   /** Set by setRollbackOnly(). */
   rollbackOnly: { readonly reason: unknown } | undefined;
 
@@ -60,7 +62,7 @@ export class Transaction {
   private readonly queue = new StatementQueue();
   private readonly streams = new OpenStreams();
 
-  constructor(private readonly owner: TransactionOwner) {}
+  constructor(readonly owner: TransactionOwner) {}
 
   get isSettled(): boolean {
     return this.settlement !== undefined;
@@ -187,7 +189,7 @@ export class Transaction {
       await connection.rollback();
     } catch (error) {
       this.disposedBecause = error;
-      this.owner.onError(error);
+      this.rollbackError = error;
     }
   }
 
