@@ -3,6 +3,7 @@ import { CommitUnknownError, SessionUnavailableError, TransactionAbortedError } 
 import {
   COMPLETION_UNKNOWN,
   isComplete,
+  isGivenUp,
   isGroupable,
   isReady,
   isServerError,
@@ -89,6 +90,7 @@ export class PooledConnection implements Connection {
       const first = { __knexUid: this.pg.__knexUid, __knexTxId: txid, ...grouped };
       return await this.pool.client.query.call(client, first, statement);
     } catch (error) {
+      if (isGivenUp(error)) throw error;
       // The answer to BEGIN may still be on its way behind an error of the driver's own.
       await this.whenReady();
       if (isComplete(preamble) || !preamble.isRequested) throw error;
@@ -127,7 +129,8 @@ export class PooledConnection implements Connection {
       const isDefinite = isServerError(error) && error.code !== COMPLETION_UNKNOWN && (await this.whenReady());
       throw isDefinite ? error : new CommitUnknownError(error);
     }
-    if (tag !== 'COMMIT') throw new TransactionAbortedError(abortedBy);
+    if (tag === 'ROLLBACK') throw new TransactionAbortedError(abortedBy);
+    if (tag !== 'COMMIT') throw new CommitUnknownError(new Error(`COMMIT was answered with '${tag}'.`));
   }
 
   async rollback(): Promise<void> {

@@ -9,6 +9,7 @@ import { type Container, Savepoint } from './savepoint';
 import type { Scope } from './scope';
 import type { Session } from './session';
 import type { Lease } from './statement-queue';
+import type { TransactionOwner } from './transaction';
 
 /**
  * How a session looks like Knex. The only file that knows Knex's inside:
@@ -96,6 +97,11 @@ interface SessionClient extends KnexClient {
 /** Whether a value is a session, also one of another copy of this package. */
 export function isSession(value: unknown): value is Session {
   return typeof value === 'function' && (contextOf(value) as Context | undefined)?.client?.scope?.face === value;
+}
+
+/** Whoever the session was made for. */
+export function ownerOf(value: unknown): TransactionOwner | undefined {
+  return isSession(value) ? scopeOf(value).transaction.owner : undefined;
 }
 
 function contextOf(knex: unknown): object {

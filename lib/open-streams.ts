@@ -1,3 +1,4 @@
+import type { EventEmitter } from 'node:events';
 import type { Transform } from 'node:stream';
 
 /** The streams of rows that are being read. */
@@ -16,7 +17,10 @@ export class OpenStreams {
    */
   async feed(stream: Transform, run: (closed: Promise<void>) => Promise<unknown>): Promise<void> {
     this.streams.set(stream, false);
-    stream.once('pipe', () => this.streams.set(stream, true));
+    stream.once('pipe', (source: DriverStream) => {
+      this.streams.set(stream, true);
+      closeWhenAnswered(source);
+    });
     const closed = new Promise<void>((resolve) => {
       stream.once('close', () => {
         this.streams.delete(stream);
@@ -35,6 +39,36 @@ export class OpenStreams {
   destroy(error: Error): void {
     for (const [stream, isFed] of this.streams) destroyStream(stream, error, isFed);
   }
+}
+
+/** pg-query-stream. */
+interface DriverStream {
+  cursor?: { readonly state: string; readonly connection: EventEmitter };
+  _destroy(error: Error | null, callback: (error?: Error | null) => void): void;
+}
+
+/**
+ * pg-cursor (2.22) closes a cursor twice if it is closed before the server's first answer, and the second ReadyForQuery ends
+ * the next statement before its time. So the closing waits for that answer.
+ */
+function closeWhenAnswered(source: DriverStream): void {
+  const destroy = source._destroy;
+  source._destroy = (error, callback) => {
+    const close = (): void => destroy.call(source, error, callback);
+    const { cursor } = source;
+    if (cursor?.state !== 'submitted') {
+      close();
+      return;
+    }
+    const wire = cursor.connection;
+    const answers = ['rowDescription', 'noData', 'errorMessage', 'end'];
+    const onAnswer = (): void => {
+      for (const answer of answers) wire.removeListener(answer, onAnswer);
+      // After the cursor itself has taken note of it.
+      setImmediate(close);
+    };
+    for (const answer of answers) wire.on(answer, onAnswer);
+  };
 }
 
 /** Tells a stream's reader why it ends, if there is one: without a listener, the error would end the process. */

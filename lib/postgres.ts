@@ -206,6 +206,12 @@ export function isServerError(error: unknown): error is Error & { code: string }
   return error instanceof Error && 'severity' in error && typeof (error as { code?: unknown }).code === 'string';
 }
 
+/** pg's `query_timeout` has passed: pg has no code for it. The server still works on the statement. */
+export function isGivenUp(error: unknown): boolean {
+  // Knex puts the statement before it.
+  return error instanceof Error && error.message.endsWith('Query read timeout');
+}
+
 /** 25P02 in_failed_sql_transaction: "current transaction is aborted, commands ignored until end of transaction block". */
 export const FAILED_TRANSACTION = '25P02';
 

@@ -3,7 +3,7 @@ import type { Knex } from 'knex';
 import type { Connection } from './connection';
 import { isGone, onClose } from './disconnect';
 import { SessionClosedError } from './errors';
-import { KnexFace } from './knex-face';
+import { KnexFace, ownerOf } from './knex-face';
 import { type CommitAt, describe, mustBeSync, type ResolvedOptions, valueFor } from './options';
 import { report } from './report';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
@@ -16,7 +16,8 @@ export interface Mount {
   readonly options: ResolvedOptions;
 }
 
-const SESSIONS = Symbol.for('express-knex-session.sessions');
+/** Where sessions may be attached. A list on each request would cost it more than its session does. */
+const properties = new Set<string>();
 
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
@@ -24,8 +25,6 @@ const SESSIONS = Symbol.for('express-knex-session.sessions');
  */
 export class RequestSession implements TransactionOwner, GateKeeper {
   readonly scope: SessionScope;
-  /** The one that was attached to this request before, under another property. */
-  private readonly previous: RequestSession | undefined;
   private readonly face: KnexFace;
   private commitAt: CommitAt | undefined;
   private gate: ResponseGate | undefined;
@@ -34,18 +33,22 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     readonly mount: Mount,
     private readonly exchange: Exchange,
   ) {
-    const req = exchange.req as Request & { [SESSIONS]?: RequestSession };
-    this.previous = req[SESSIONS];
-    req[SESSIONS] = this;
     this.face = KnexFace.of(mount.knex);
     this.scope = new SessionScope(new Transaction(this));
     this.face.dress(this.scope);
   }
 
+  /** Makes a property known, when its middleware is made. */
+  static register(property: string): void {
+    properties.add(property);
+  }
+
   /** All sessions of a request. */
   static *of(req: Request): Generator<RequestSession> {
-    let session = (req as { [SESSIONS]?: RequestSession })[SESSIONS];
-    for (; session; session = session.previous) yield session;
+    for (const property of properties) {
+      const owner = ownerOf((req as unknown as Record<string, unknown>)[property]);
+      if (owner instanceof RequestSession) yield owner;
+    }
   }
 
   // What the transaction asks for.
@@ -68,7 +71,10 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     if (this.commitAt === 'finish') {
       res.once('finish', () => this.settleAfterFinish());
     } else {
-      if (!canStillHold(res, this.commitAt === 'end')) throw new SessionClosedError(RESPONSE_HAS_BEGUN);
+      const letsBytesFlow = this.commitAt === 'end';
+      if (!canStillHold(res, letsBytesFlow)) {
+        throw new SessionClosedError(letsBytesFlow ? RESPONSE_IS_UNDER_WAY : RESPONSE_HAS_BEGUN);
+      }
       this.gate = ResponseGate.keep(this.exchange, this);
     }
     onClose(req, res, () => this.onClose());
@@ -106,7 +112,10 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   /** An error is on its way to the error handlers. What the response has decided before it stands. */
   async fail(error: unknown): Promise<void> {
     if (this.gate?.settling) await this.gate.settling;
-    else await this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
+    else {
+      await this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
+      this.gate?.fail();
+    }
   }
 
   private decide(): Decision {
@@ -131,6 +140,8 @@ const RESPONSE_HAS_ENDED =
   'the response has ended. Await every statement before you send the response; for work after it, use withSession().';
 const RESPONSE_HAS_BEGUN =
   "the response has begun, and the session ends before its first byte leaves. Pass { commitAt: 'end' } to keep it open until the response ends.";
+const RESPONSE_IS_UNDER_WAY =
+  'the response is under way, and its end can no longer be held: it has declared a length, or has none. Run the first statement before its head leaves.';
 const CLIENT_HAS_GONE =
   'the client has disconnected, and its work was rolled back. For work that must be done all the same, use withSession().';
 const AN_ERROR_WAS_PASSED_ON =

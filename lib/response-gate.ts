@@ -230,15 +230,19 @@ export class ResponseGate {
     if (this.remainingLength === undefined) return write();
     this.remainingLength -= Buffer.byteLength(args[0] as string, args[1] as BufferEncoding | undefined);
     if (this.remainingLength > 0) return write();
-    this.queue.push(write);
-    // Not `false`: a pipe would wait for a `drain` before it calls `end`, and `end` is what we wait for.
+    // It must not keep the handler from calling `end`, which is what we wait for: not `false`, which makes a pipe wait for
+    // `drain`, and its callback at once.
+    const callback = args.find((argument) => typeof argument === 'function') as (() => void) | undefined;
+    const rest = args.filter((argument) => argument !== callback);
+    this.queue.push(() => this.original.write.apply(this.res, rest));
+    if (callback) process.nextTick(callback);
     return true;
   }
 
   /** From this call on, the response waits until all keepers have settled. */
   private hold(call: () => unknown): void {
     const { res } = this;
-    const hasStreamed = this.phase === 'streaming';
+    const hasStreamed = this.phase === 'streaming' && res._headerSent;
     this.phase = 'held';
     this.queue.push(call);
     this.fixedStatus ??= res.statusCode;
@@ -334,6 +338,11 @@ export class ResponseGate {
     this.savedHead.restore();
     // A pipe that has been taken off writes no more.
     answerWithError(error, { ...exchange, hasHandlerEnded: hasHandlerEnded || this.sources.size > 0 });
+  }
+
+  /** The handler has failed. If bytes of its success have left, no error handler must complete them. */
+  fail(): void {
+    if (this.phase === 'streaming' && this.res._headerSent) cutConnection(this.res);
   }
 
   /** Bytes have left: only a broken connection says that they are not the whole truth. */

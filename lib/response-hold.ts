@@ -5,8 +5,7 @@ type Method = (...args: any[]) => any;
 
 /** Puts methods on an object and takes them off again, leaving what others have put there in the meantime. */
 export class Overrides<T extends object> {
-  private readonly previous = new Map<string, { own: boolean; value: Method }>();
-  private readonly ours = new Map<string, Method>();
+  private readonly entries: { name: string; own: boolean; value: Method; ours?: Method }[] = [];
 
   constructor(private readonly target: T) {}
 
@@ -14,8 +13,7 @@ export class Overrides<T extends object> {
   set(name: string, method: Method): Method {
     const target = this.target as Record<string, Method>;
     const value = target[name] as Method;
-    this.previous.set(name, { own: Object.hasOwn(target, name), value });
-    this.ours.set(name, method);
+    this.entries.push({ name, own: Object.hasOwn(target, name), value, ours: method });
     target[name] = method;
     return value;
   }
@@ -23,14 +21,14 @@ export class Overrides<T extends object> {
   /** Notes what is there now, for a forced removal to bring back. */
   remember(...names: string[]): void {
     const target = this.target as Record<string, Method>;
-    for (const name of names) this.previous.set(name, { own: Object.hasOwn(target, name), value: target[name] as Method });
+    for (const name of names) this.entries.push({ name, own: Object.hasOwn(target, name), value: target[name] as Method });
   }
 
   /** @param force also where someone has wrapped ours since: their memory of the response would outlive it */
   remove({ force }: { force: boolean }): void {
     const target = this.target as Record<string, Method>;
-    for (const [name, { own, value }] of this.previous) {
-      if (!force && target[name] !== this.ours.get(name)) continue;
+    for (const { name, own, value, ours } of this.entries.reverse()) {
+      if (!force && target[name] !== ours) continue;
       // Assigned even where it was inherited: a deletion makes all later uses of the response slower.
       if (own || value !== undefined) target[name] = value;
       else delete target[name];

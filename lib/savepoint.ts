@@ -1,8 +1,8 @@
 import type { Knex } from 'knex';
-import { SessionClosedError } from './errors';
 import { Scope } from './scope';
 import type { Session } from './session';
 import type { Lease } from './statement-queue';
+import { savepointOver } from './transaction';
 
 /** What Knex's `transaction(container)` is given: returns a promise, or ends the transaction by its own calls. */
 export type Container = (transaction: Session) => unknown;
@@ -32,12 +32,19 @@ export class Savepoint extends Scope {
     config: Knex.TransactionConfig,
     dress: (savepoint: Savepoint) => void,
   ): Promise<unknown> {
-    const result = (parent.lastChild ?? Promise.resolve()).then(() => {
+    const execute = (): Promise<unknown> => {
       const savepoint = new Savepoint(parent, config);
       dress(savepoint);
       return savepoint.execute(container);
-    });
-    parent.lastChild = result.catch(() => {});
+    };
+    // At once if it is the first: statements that are issued after it must run after its SAVEPOINT.
+    const result = parent.lastChild ? parent.lastChild.then(execute) : execute();
+    const ended = result
+      .catch(() => {})
+      .then(() => {
+        if (parent.lastChild === ended) parent.lastChild = undefined;
+      });
+    parent.lastChild = ended;
     return result;
   }
 
@@ -45,10 +52,12 @@ export class Savepoint extends Scope {
     return this.isEnded || this.parent.isCompleted();
   }
 
+  get isOver(): boolean {
+    return this.isEnded || this.parent.isOver;
+  }
+
   async lease(): Promise<Lease> {
-    if (this.isEnded) {
-      throw new SessionClosedError('this savepoint has ended. Await what runs in session.transaction() before it returns.');
-    }
+    if (this.isOver) throw savepointOver();
     return this.transaction.lease(this);
   }
 
@@ -60,7 +69,7 @@ export class Savepoint extends Scope {
       this.transaction.openSavepoints.delete(this);
     } catch (error) {
       // Left as it is, the failed savepoint would take the whole transaction with it.
-      await this.rollBackTo().catch(() => {});
+      if (!this.parent.isOver) await this.rollBackTo().catch(() => {});
       this.rejectExecution(error);
       throw error;
     }
@@ -71,7 +80,7 @@ export class Savepoint extends Scope {
     if (this.isEnded) return;
     this.isEnded = true;
     try {
-      await this.rollBackTo();
+      if (!this.parent.isOver) await this.rollBackTo();
     } catch (failure) {
       this.rejectExecution(error ?? failure);
       throw failure;
@@ -83,7 +92,9 @@ export class Savepoint extends Scope {
   }
 
   private async execute(container: Container): Promise<unknown> {
+    if (this.parent.isOver) throw savepointOver();
     await this.send(`SAVEPOINT ${this.txid};`);
+    if (this.parent.isOver) throw savepointOver();
     this.transaction.openSavepoints.add(this);
     const result = callSafely(container, this.face);
     if (isThenable(result)) {
@@ -105,7 +116,7 @@ export class Savepoint extends Scope {
 
   private async send(sql: string): Promise<void> {
     const { transaction } = this;
-    const lease = await transaction.lease(this);
+    const lease = await transaction.lease(this, true);
     try {
       await transaction.query(lease, this.client, { sql });
     } finally {

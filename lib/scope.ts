@@ -34,6 +34,7 @@ export abstract class Scope implements Level {
   abstract commit(value?: unknown): Promise<void>;
   abstract rollback(error?: unknown): Promise<void>;
   abstract isCompleted(): boolean;
+  abstract readonly isOver: boolean;
   abstract lease(): Promise<Lease>;
 
   /** As Knex's: resolves with the value given to commit, rejects with the error given to rollback. */
@@ -67,6 +68,8 @@ export class SessionScope extends Scope {
   constructor(transaction: Transaction) {
     super(transaction, undefined);
   }
+
+  readonly isOver = false;
 
   lease(): Promise<Lease> {
     return this.transaction.lease(this);

@@ -38,6 +38,7 @@ export function sessionMiddleware(knex: Knex, options?: SessionOptions): Request
   assertKnex(knex);
   const mount: Mount = { knex, options: resolveOptions(options, { of: 'sessionMiddleware()' }) };
   const { property } = mount.options;
+  RequestSession.register(property);
 
   return function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
     const holder = req as unknown as Record<string, unknown>;

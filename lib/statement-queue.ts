@@ -4,6 +4,8 @@ import type { Connection } from './connection';
 export interface Level {
   readonly txid: string;
   readonly parent: Level | undefined;
+  /** Whether this savepoint, or one around it, has ended; the session's own end is known to its transaction. */
+  readonly isOver: boolean;
   /** Set on a savepoint while which statements of another level have run. */
   holdsOthers?: boolean;
 }
@@ -22,7 +24,13 @@ export class Lease {
   constructor(
     readonly connection: Connection,
     readonly level: Level,
+    /** Whether it is for SAVEPOINT, RELEASE or ROLLBACK TO: those of a level that has just ended still run. */
+    private readonly isControl: boolean,
   ) {}
+
+  get isOver(): boolean {
+    return (this.isControl ? this.level.parent : this.level)?.isOver ?? false;
+  }
 
   get __knexTxId(): string {
     return this.level.txid;
@@ -33,46 +41,42 @@ export class Lease {
   }
 }
 
-/** Counts the leases that are out. */
-export class Leases {
-  private count = 0;
-  private onDrained: (() => void) | undefined;
-
-  taken(): void {
-    this.count++;
-  }
-
-  returned(): void {
-    this.count--;
-    if (this.count === 0) this.onDrained?.();
-  }
-
-  drained(): Promise<void> {
-    if (this.count === 0) return Promise.resolve();
-    return new Promise((resolve) => {
-      this.onDrained = resolve;
-    });
-  }
-}
-
-/** Runs statements one after the other: pg 9 will have no queue of its own. */
+/**
+ * Whose turn it is. A turn is asked for when Knex asks for a connection, which is the order in which statements were issued, and lasts
+ * until Knex gives it back: pg 9 will have no queue of its own.
+ */
 export class StatementQueue {
   private isBusy = false;
   private waiting: (() => void)[] | undefined;
+  private onDrained: (() => void) | undefined;
 
-  async run<T>(work: () => Promise<T>): Promise<T> {
+  /** Nothing to wait for if nobody is in front. */
+  turn(): Promise<void> | undefined {
     if (this.isBusy) {
-      this.waiting ??= [];
-      await new Promise<void>((resolve) => this.waiting?.push(resolve));
+      return new Promise((resolve) => {
+        this.waiting ??= [];
+        this.waiting.push(resolve);
+      });
     }
     this.isBusy = true;
-    try {
-      return await work();
-    } finally {
-      // Handed over, not put down: a statement that comes in between must wait behind the one that is woken.
-      const next = this.waiting?.shift();
-      if (next) next();
-      else this.isBusy = false;
+    return undefined;
+  }
+
+  pass(): void {
+    // Handed over, not put down: a statement that comes in between must wait behind the one that is woken.
+    const next = this.waiting?.shift();
+    if (next) next();
+    else {
+      this.isBusy = false;
+      this.onDrained?.();
     }
+  }
+
+  /** Resolves when everybody has had his turn. */
+  drained(): Promise<void> {
+    if (!this.isBusy) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.onDrained = resolve;
+    });
   }
 }

@@ -1,10 +1,10 @@
 import type { Transform } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Connection, KnexClient } from './connection';
-import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError } from './errors';
+import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
 import { destroyStream, OpenStreams } from './open-streams';
-import { controlsTransaction, FAILED_TRANSACTION, isRead, isServerError, type Statement } from './postgres';
-import { isWithin, Lease, Leases, type Level, StatementQueue } from './statement-queue';
+import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, type Statement } from './postgres';
+import { isWithin, Lease, type Level, StatementQueue } from './statement-queue';
 
 /**
  * What has become of a session's work.
@@ -53,12 +53,11 @@ export class Transaction {
   private failure: unknown;
   /** Why the connection must not be used again. */
   private disposedBecause: unknown;
-  /** Set when no new statement is taken. */
-  private closedError: SessionClosedError | undefined;
+  /** Set when no new statement is taken: why. */
+  private closedBecause: string | undefined;
   /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
   private isAbandoned = false;
 
-  private readonly leases = new Leases();
   private readonly queue = new StatementQueue();
   private readonly streams = new OpenStreams();
 
@@ -68,13 +67,13 @@ export class Transaction {
     return this.settlement !== undefined;
   }
 
-  /** The error for whoever comes after the end. */
+  /** The error for whoever comes after the end; made for each of them, so that its stack shows who it was. */
   get closed(): SessionClosedError | undefined {
-    return this.closedError;
+    return this.closedBecause === undefined ? undefined : new SessionClosedError(this.closedBecause);
   }
 
   setRollbackOnly(reason: unknown): void {
-    if (this.closedError) throw this.closedError;
+    this.assertOpen();
     if (!this.opening) this.owner.assertUsable();
     this.rollbackOnly ??= { reason };
   }
@@ -83,15 +82,17 @@ export class Transaction {
     return this.streams.areOpen;
   }
 
-  /** Takes part in the transaction; every lease must be returned. */
-  async lease(level: Level): Promise<Lease> {
-    if (this.closedError) throw this.closedError;
-    this.leases.taken();
+  /** Takes part in the transaction, when it is its turn; every lease must be returned. */
+  async lease(level: Level, isControl = false): Promise<Lease> {
+    this.assertOpen();
+    const turn = this.queue.turn();
+    if (turn) await turn;
     try {
+      if (this.isAbandoned) this.assertOpen();
       this.opening ??= this.open();
-      return new Lease(this.connection ?? (await this.opening), level);
+      return new Lease(this.connection ?? (await this.opening), level, isControl);
     } catch (error) {
-      this.leases.returned();
+      this.queue.pass();
       throw error;
     }
   }
@@ -101,22 +102,23 @@ export class Transaction {
     if (lease.isReturned) return;
     lease.isReturned = true;
     this.disposedBecause ??= lease.__knex__disposed;
-    this.leases.returned();
+    this.queue.pass();
   }
 
   query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
-    return this.inTurn(lease, statement, (connection) => connection.query(client, statement, lease.level.txid));
+    return this.run(lease, statement, (connection) => connection.query(client, statement, lease.level.txid));
   }
 
   /** The connection is taken until the stream closes. */
   async stream(lease: Lease, client: KnexClient, statement: Statement, stream: Transform, options: unknown): Promise<void> {
-    if (this.closedError) {
+    const closedError = this.closed;
+    if (closedError) {
       // Nobody would read it to its end any more, and the session would wait for that.
-      destroyStream(stream, this.closedError);
-      throw this.closedError;
+      destroyStream(stream, closedError);
+      throw closedError;
     }
     await this.streams.feed(stream, (closed) =>
-      this.inTurn(lease, statement, (connection) =>
+      this.run(lease, statement, (connection) =>
         Promise.race([connection.stream(client, statement, lease.level.txid, stream, options), closed]),
       ),
     );
@@ -143,14 +145,14 @@ export class Transaction {
         // What comes after them is refused by name, not lost.
         await nextTurn();
         this.close(because);
-        await this.drained();
+        await this.queue.drained();
         await this.commit();
       } else {
         this.isAbandoned = true;
         this.close(because);
         // A connection that is still on its way is given back when it comes. A statement that runs is waited for.
-        this.giveUp?.(this.closedError);
-        if (this.connection) await this.drained();
+        this.giveUp?.(this.closed);
+        if (this.connection) await this.queue.drained();
         await this.rollback();
       }
     } finally {
@@ -163,7 +165,7 @@ export class Transaction {
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
   private async commit(): Promise<void> {
     const connection = this.connection;
-    const failure = this.failure ?? connection?.lostBecause ?? this.savepointLeftOpen();
+    const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.savepointLeftOpen();
     if (failure !== undefined || this.rollbackOnly) {
       await this.rollback();
       if (this.rollbackOnly) return;
@@ -181,7 +183,7 @@ export class Transaction {
 
   /** Never rejects: a connection that cannot be rolled back is destroyed, and the server then does the same. */
   private async rollback(): Promise<void> {
-    if (this.outcome === 'open') this.outcome = 'rolled back';
+    if (this.outcome === 'open' || this.disposedBecause) this.outcome = 'rolled back';
     const connection = this.connection;
     // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
     if (!connection?.hasBegun || connection.lostBecause || this.disposedBecause) return;
@@ -211,35 +213,43 @@ export class Transaction {
     }
     if (this.isAbandoned) {
       connection.release();
-      throw this.closedError;
+      throw this.closed;
     }
     this.connection = connection;
     return connection;
   }
 
-  private inTurn<T>(lease: Lease, statement: Statement, run: (connection: Connection) => Promise<T>): Promise<T> {
-    return this.queue.run(async () => {
-      const connection = this.assertUsable(lease, statement);
-      let failed: unknown;
-      try {
-        return await run(connection);
-      } catch (error) {
-        failed = error;
-        throw this.noteFailed(error);
-      } finally {
-        await this.noteState(connection, failed);
-        this.noteStrangers(lease, statement);
-      }
-    });
+  private async run<T>(lease: Lease, statement: Statement, send: (connection: Connection) => Promise<T>): Promise<T> {
+    const connection = this.assertUsable(lease, statement);
+    let failed: unknown;
+    try {
+      const result = await send(connection);
+      this.noteStrangers(lease, statement);
+      return result;
+    } catch (error) {
+      failed = error;
+      throw this.noteFailed(error);
+    } finally {
+      await this.noteState(connection, failed);
+    }
+  }
+
+  private assertOpen(): void {
+    const error = this.closed;
+    if (error) throw error;
   }
 
   private assertUsable(lease: Lease, statement: Statement): Connection {
     const { connection } = this;
     if (this.failure) throw this.failure;
     if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
-      throw this.closedError ?? new Error('Invalid connection for transaction query.');
+      throw this.closed ?? new Error('Invalid connection for transaction query.');
     }
     if (connection.lostBecause) throw connection.lostBecause;
+    const givenUp = this.statementGivenUp();
+    if (givenUp) throw givenUp;
+    // A statement that was not awaited would run outside of its savepoint, and outlive its ROLLBACK.
+    if (lease.isOver) throw savepointOver();
     if (statement.method === 'raw' && controlsTransaction(statement.sql)) {
       // Whatever was meant by it has not happened; a COMMIT at the end might be the opposite.
       this.failure = refuseControl();
@@ -250,6 +260,7 @@ export class Transaction {
 
   private noteFailed(error: unknown): unknown {
     if (error instanceof SessionUnavailableError) this.failure ??= error;
+    if (isGivenUp(error)) this.disposedBecause ??= error;
     if (!isServerError(error)) return error;
     if (error.code === FAILED_TRANSACTION && error.cause === undefined) error.cause = this.abortedBy;
     this.abortedBy ??= error;
@@ -258,7 +269,8 @@ export class Transaction {
 
   /** After every statement; an error comes before the server is ready again, and its status is stale until then. */
   private async noteState(connection: Connection, failed: unknown): Promise<void> {
-    await connection.whenReady();
+    if (!this.disposedBecause) await connection.whenReady();
+    if (this.connection !== connection) return;
     if (connection.hasBegun && this.outcome === 'unused') this.outcome = 'open';
     if (!connection.hasEndedByItself()) return;
     // A statement in disguise (a raw "...; COMMIT") has ended the transaction: all that came next would commit by itself.
@@ -282,7 +294,7 @@ export class Transaction {
 
   /** A savepoint has been rolled back. */
   noteRolledBack(savepoint: Level, abortedBefore: unknown): void {
-    this.openSavepoints.delete(savepoint);
+    for (const open of this.openSavepoints) if (isWithin(open, savepoint)) this.openSavepoints.delete(open);
     this.abortedBy = abortedBefore;
     if (!savepoint.holdsOthers) return;
     this.failure ??= new SessionError(
@@ -290,6 +302,11 @@ export class Transaction {
       'Statements of the session ran while a savepoint (session.transaction()) was open, and were rolled back with it. ' +
         'Await it before you go on, or run them on the transaction that it passes to its callback.',
     );
+  }
+
+  /** The server may still work on it: nothing can follow on this connection, and nobody knows what it does. */
+  private statementGivenUp(): TransactionAbortedError | undefined {
+    return this.disposedBecause === undefined ? undefined : new TransactionAbortedError(this.disposedBecause);
   }
 
   private savepointLeftOpen(): SessionError | undefined {
@@ -303,15 +320,14 @@ export class Transaction {
   }
 
   private close(because: string): void {
-    this.closedError = new SessionClosedError(because);
+    this.closedBecause = because;
     // A stream that nobody reads to its end would be waited for without end.
-    this.streams.destroy(this.closedError);
+    if (this.streams.areOpen) this.streams.destroy(new SessionClosedError(because));
   }
+}
 
-  private async drained(): Promise<void> {
-    // What Knex has given up may run for ever.
-    if (!this.disposedBecause) await this.leases.drained();
-  }
+export function savepointOver(): SessionClosedError {
+  return new SessionClosedError('this savepoint has ended. Await what runs in session.transaction() before it returns.');
 }
 
 function refuseControl(): SessionError {
