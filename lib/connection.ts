@@ -1,5 +1,6 @@
 import type { Transform } from 'node:stream';
 import { CommitUnknownError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import { destroyStream } from './open-streams';
 import {
   COMPLETION_UNKNOWN,
   isComplete,
@@ -106,7 +107,8 @@ export class PooledConnection implements Connection {
       await this.begin();
     }
     const done = this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
-    return Promise.race([done, this.lossOf(stream)]);
+    // The server may have sent all rows long before they are read: the next statement can run, as in a plain transaction.
+    return Promise.race([done, this.lossOf(stream), whenReady(this.pg)]);
   }
 
   whenReady(): Promise<boolean> {
@@ -153,7 +155,7 @@ export class PooledConnection implements Connection {
   private lossOf(stream: Transform): Promise<never> {
     return new Promise((_, reject) => {
       const end = (): void => {
-        stream.destroy(this.lostBecause as Error);
+        destroyStream(stream, this.lostBecause as Error, true);
         reject(this.lostBecause);
       };
       this.pg.on('end', end);

@@ -45,13 +45,11 @@ export interface Statement {
   bindings?: readonly unknown[];
   options?: object;
   method?: string;
-  /** Where Knex puts the driver's result; an array, if there were several statements. */
-  response?: { command?: string };
 }
 
-/** Whether a statement that has run was only a SELECT. */
-export function isRead({ response }: Statement): boolean {
-  return response?.command === 'SELECT';
+/** Whether a statement was only a SELECT, as far as its text tells: a function that it calls may write. */
+export function isRead({ sql }: Statement): boolean {
+  return /^\s*(?:select|with)\b/i.test(sql) && !/\b(?:insert|update|delete|merge)\b/i.test(sql);
 }
 
 /** Follows the commands that were sent ahead of the first statement. */

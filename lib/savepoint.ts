@@ -37,8 +37,9 @@ export class Savepoint extends Scope {
       dress(savepoint);
       return savepoint.execute(container);
     };
-    // At once if it is the first: statements that are issued after it must run after its SAVEPOINT.
-    const result = parent.lastChild ? parent.lastChild.then(execute) : execute();
+    // Two steps later than now, so that statements of a Promise.all([statement, savepoint]) have asked for their turns: run
+    // behind SAVEPOINT, they would be rolled back with it.
+    const result = (parent.lastChild ?? Promise.resolve()).then(() => {}).then(execute);
     const ended = result
       .catch(() => {})
       .then(() => {
