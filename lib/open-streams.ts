@@ -1,4 +1,3 @@
-import type { EventEmitter } from 'node:events';
 import type { Transform } from 'node:stream';
 
 /** The streams of rows that are being read. */
@@ -19,7 +18,7 @@ export class OpenStreams {
     this.streams.set(stream, false);
     stream.once('pipe', (source: DriverStream) => {
       this.streams.set(stream, true);
-      closeWhenAnswered(source);
+      closeOnce(source);
     });
     const closed = new Promise<void>((resolve) => {
       stream.once('close', () => {
@@ -43,31 +42,19 @@ export class OpenStreams {
 
 /** pg-query-stream. */
 interface DriverStream {
-  cursor?: { readonly state: string; readonly connection: EventEmitter };
+  cursor?: { readonly state: string };
   _destroy(error: Error | null, callback: (error?: Error | null) => void): void;
 }
 
 /**
- * pg-cursor (2.22) closes a cursor twice if it is closed before the server's first answer, and the second ReadyForQuery ends
- * the next statement before its time. So the closing waits for that answer.
+ * pg-cursor (2.22) forgets that it was closed when the server's first answer comes after that. It then closes itself again, and the
+ * second ReadyForQuery ends the next statement before its time: COMMIT would seem to have no answer.
  */
-function closeWhenAnswered(source: DriverStream): void {
+function closeOnce(source: DriverStream): void {
   const destroy = source._destroy;
   source._destroy = (error, callback) => {
-    const close = (): void => destroy.call(source, error, callback);
-    const { cursor } = source;
-    if (cursor?.state !== 'submitted') {
-      close();
-      return;
-    }
-    const wire = cursor.connection;
-    const answers = ['rowDescription', 'noData', 'errorMessage', 'end'];
-    const onAnswer = (): void => {
-      for (const answer of answers) wire.removeListener(answer, onAnswer);
-      // After the cursor itself has taken note of it.
-      setImmediate(close);
-    };
-    for (const answer of answers) wire.on(answer, onAnswer);
+    destroy.call(source, error, callback);
+    if (source.cursor?.state === 'done') Object.defineProperty(source.cursor, 'state', { get: () => 'done', set: () => {} });
   };
 }
 
