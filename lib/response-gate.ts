@@ -1,7 +1,8 @@
-import { ServerResponse, validateHeaderName, validateHeaderValue } from 'node:http';
+import { ServerResponse } from 'node:http';
 import type { NextFunction, Request, Response } from 'express';
+import { DeferredHead, type Internals, isStatusLine } from './deferred-head';
 import { answerWithError } from './error-response';
-import { declaredLength, type EarlyHeaders, givenHeaders, SavedHead } from './response-head';
+import { type EarlyHeaders, SavedHead } from './response-head';
 import { cutConnection, HeldDrain, holdDestroy, Overrides } from './response-hold';
 
 /** What a response waits for. */
@@ -28,14 +29,7 @@ export interface Exchange {
 }
 
 type Method = (...args: any[]) => any;
-/**
- * Node's own fields. A set `finished` makes its methods behave as after the end, a set `_header` as after the head.
- * `finished` is only set for such a call: a server that shuts down closes the connections of what is finished.
- */
-type Internals = { finished: boolean; _header: string | null; readonly _headerSent: boolean; readonly chunkedEncoding: boolean };
-
 const GATE = Symbol('express-knex-session.gate');
-const HELD_HEAD = 'held by express-knex-session';
 
 /**
  * Whether what completes a response can still be held. Not if it is on its way already; nor if its head has left and declares
@@ -66,12 +60,9 @@ export class ResponseGate {
   private readonly drain: HeldDrain;
   private readonly sources = new Set<{ unpipe(destination: unknown): unknown }>();
   private readonly res: Response & Internals;
-  /** Node's own head, if writeHead was called before the gate was there: made, and not sent. */
-  private readonly nativeHead: string | null;
-  /** The arguments of a writeHead that is put off. */
-  private headArguments: unknown[] | undefined;
-  /** The status of a head that has been made: what is assigned to `statusCode` afterwards has no effect. */
-  private fixedStatus: number | undefined;
+  private readonly head: DeferredHead;
+  /** Whether anything was handed on, be it to Node or to what other middleware has put in between. */
+  private hasHandedOn: boolean;
   /** Bytes to come until the response is complete, if it has declared them. */
   private remainingLength: number | undefined;
   /** Calls that wait. */
@@ -82,8 +73,8 @@ export class ResponseGate {
     const res = exchange.res as Response & Internals;
     this.res = res;
     this.savedHead = new SavedHead(res, exchange.earlyHeaders);
-    this.nativeHead = res._header;
-    if (res._header) this.fixedStatus = res.statusCode;
+    this.head = new DeferredHead(res);
+    this.hasHandedOn = res._headerSent;
     if (res._headerSent) this.phase = 'streaming';
     this.overrides = new Overrides<ServerResponse>(res);
     this.original = {
@@ -107,21 +98,9 @@ export class ResponseGate {
   }
 
   private writeHead(args: unknown[]): unknown {
-    const { res, original } = this;
-    const status = Math.trunc(Number(args[0]));
-    const headers = givenHeaders(args);
     // Node refuses a second head, and a wrong one, by itself.
-    const isWrong = headers === undefined || !isStatusLine(status, typeof args[1] === 'string' ? args[1] : '');
-    if (this.phase !== 'open' || res._header || isWrong) return original.writeHead.apply(res, args);
-    for (const [name, value] of headers) {
-      validateHeaderName(String(name));
-      for (const item of Array.isArray(value) ? value : [value]) validateHeaderValue(String(name), item);
-    }
-    this.headArguments = args;
-    this.fixedStatus = status;
-    res.statusCode = status;
-    res._header = HELD_HEAD;
-    return res;
+    if (this.phase === 'open' && this.head.take(args)) return this.res;
+    return this.original.writeHead.apply(this.res, args);
   }
 
   private flushHeaders(): void {
@@ -129,9 +108,9 @@ export class ResponseGate {
     if (this.phase === 'held') this.queue.push(flush);
     else if (this.phase !== 'open') flush();
     else if (!this.letsBytesFlow) this.hold(flush);
-    else if (this.hasBody()) {
+    else if (this.head.announcesBody()) {
       this.startStreaming();
-      flush();
+      this.handOn(flush);
     }
   }
 
@@ -152,7 +131,7 @@ export class ResponseGate {
     }
     if (this.phase === 'open') {
       // A response without a body is complete with its head: Node ignores what is written to it.
-      if (!this.hasBody()) return true;
+      if (!this.head.announcesBody()) return true;
       this.startStreaming();
     }
     return this.pass(args);
@@ -211,25 +190,18 @@ export class ResponseGate {
     return this.keepers.every((keeper) => keeper.letsBytesFlow);
   }
 
-  private hasBody(): boolean {
-    const statusCode = this.fixedStatus ?? this.res.statusCode;
-    const isBodiless = this.exchange.req.method === 'HEAD' || statusCode === 204 || statusCode === 304;
-    return !isBodiless && declaredLength(this.res, this.headArguments) !== 0;
-  }
-
   private startStreaming(): void {
     this.phase = 'streaming';
-    this.fixedStatus ??= this.res.statusCode;
-    this.remainingLength = declaredLength(this.res, this.headArguments);
-    this.sendHeldHead();
+    this.head.fix();
+    this.remainingLength = this.head.declaredLength;
   }
 
   /** Sends a chunk, unless it reaches the declared length: the client would have all. */
   private pass(args: unknown[]): unknown {
     const write = (): unknown => this.original.write.apply(this.res, args);
-    if (this.remainingLength === undefined) return write();
+    if (this.remainingLength === undefined) return this.handOn(write);
     this.remainingLength -= Buffer.byteLength(args[0] as string, args[1] as BufferEncoding | undefined);
-    if (this.remainingLength > 0) return write();
+    if (this.remainingLength > 0) return this.handOn(write);
     // It must not keep the handler from calling `end`, which is what we wait for: not `false`, which makes a pipe wait for
     // `drain`, and its callback at once.
     const callback = args.find((argument) => typeof argument === 'function') as (() => void) | undefined;
@@ -239,17 +211,19 @@ export class ResponseGate {
     return true;
   }
 
+  private handOn(call: () => unknown): unknown {
+    this.hasHandedOn = true;
+    this.sendHead();
+    return call();
+  }
+
   /** From this call on, the response waits until all keepers have settled. */
   private hold(call: () => unknown): void {
     const { res } = this;
-    const hasStreamed = this.phase === 'streaming' && res._headerSent;
+    const hasStreamed = this.hasHandedOn;
     this.phase = 'held';
     this.queue.push(call);
-    this.fixedStatus ??= res.statusCode;
-    res.statusCode = this.fixedStatus;
-    const { statusMessage } = res;
-    // Node now refuses a change of the headers; one of the status has no effect.
-    res._header ??= HELD_HEAD;
+    this.head.hold();
     this.holdFlush();
     const letSocketGo = res.socket ? holdDestroy(res.socket) : () => {};
     let isDestroyRequested = false;
@@ -261,9 +235,7 @@ export class ResponseGate {
 
     const leave = (): void => {
       this.phase = 'passed';
-      if (res._header === HELD_HEAD) res._header = this.nativeHead;
-      res.statusCode = this.fixedStatus as number;
-      res.statusMessage = statusMessage;
+      this.head.letGo();
       delete (res as { writableNeedDrain?: boolean }).writableNeedDrain;
       this.drain.release();
     };
@@ -304,7 +276,7 @@ export class ResponseGate {
 
   private replay(): void {
     try {
-      this.sendHeldHead();
+      this.sendHead();
       let last: unknown;
       for (const call of this.queue) last = call();
       if (!this.hasHandlerEnded && last !== false) this.drain.wake();
@@ -315,10 +287,9 @@ export class ResponseGate {
     this.queue = [];
   }
 
-  private sendHeldHead(): void {
-    if (this.res._header === HELD_HEAD) this.res._header = this.nativeHead;
-    if (this.headArguments) this.original.writeHead.apply(this.res, this.headArguments);
-    this.headArguments = undefined;
+  private sendHead(): void {
+    const args = this.head.giveBack();
+    if (args) this.original.writeHead.apply(this.res, args);
   }
 
   /** compression's `flush()` would be lost, and the first server-sent event stay in its buffer. */
@@ -342,7 +313,7 @@ export class ResponseGate {
 
   /** The handler has failed. If bytes of its success have left, no error handler must complete them. */
   fail(): void {
-    if (this.phase === 'streaming' && this.res._headerSent) cutConnection(this.res);
+    if (this.phase === 'streaming' && this.hasHandedOn) cutConnection(this.res);
   }
 
   /** Bytes have left: only a broken connection says that they are not the whole truth. */
@@ -354,9 +325,4 @@ export class ResponseGate {
 
 function isChunk(value: unknown): boolean {
   return typeof value === 'string' || value instanceof Uint8Array;
-}
-
-/** Whether Node would take it; if not, it says so at once, and not after COMMIT. */
-function isStatusLine(status: number, message: string | undefined): boolean {
-  return status >= 100 && status <= 999 && !(message && /[^\t\x20-\x7e\x80-\xff]/.test(message));
 }

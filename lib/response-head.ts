@@ -89,23 +89,3 @@ export class SavedHead {
     Object.assign(res, unmade, this.fields, { _hasBody: res.req.method !== 'HEAD' });
   }
 }
-
-/** The length that a response declares, in its headers or in the arguments of writeHead. */
-export function declaredLength(res: ServerResponse, headArguments: readonly unknown[] | undefined): number | undefined {
-  let value: unknown = res.getHeader('content-length');
-  for (const [name, given] of (headArguments && givenHeaders(headArguments)) ?? []) {
-    if (name.toLowerCase() === 'content-length') value = given;
-  }
-  return value === undefined ? undefined : Number(value);
-}
-
-/**
- * The headers among the arguments of writeHead, after the status and maybe a reason: an object or a flat list. Undefined if it is
- * neither.
- */
-export function givenHeaders([, reason, given]: readonly unknown[]): [name: string, value: unknown][] | undefined {
-  const headers = typeof reason === 'string' ? given : (given ?? reason);
-  if (!Array.isArray(headers)) return Object.entries(headers ?? {});
-  if (headers.length % 2 === 1 || Array.isArray(headers[0])) return undefined;
-  return headers.flatMap((name, i) => (i % 2 === 0 ? [[String(name), headers[i + 1]]] : []));
-}

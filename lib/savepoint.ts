@@ -1,8 +1,8 @@
 import type { Knex } from 'knex';
+import { savepointOver } from './open-savepoints';
 import { Scope } from './scope';
 import type { Session } from './session';
 import type { Lease } from './statement-queue';
-import { savepointOver } from './transaction';
 
 /** What Knex's `transaction(container)` is given: returns a promise, or ends the transaction by its own calls. */
 export type Container = (transaction: Session) => unknown;
@@ -67,7 +67,7 @@ export class Savepoint extends Scope {
     this.isEnded = true;
     try {
       await this.send(`RELEASE SAVEPOINT ${this.txid};`);
-      this.transaction.openSavepoints.delete(this);
+      this.transaction.savepoints.released(this);
     } catch (error) {
       // Left as it is, the failed savepoint would take the whole transaction with it.
       if (!this.parent.isOver) await this.rollBackTo().catch(() => {});
@@ -96,7 +96,7 @@ export class Savepoint extends Scope {
     if (this.parent.isOver) throw savepointOver();
     await this.send(`SAVEPOINT ${this.txid};`);
     if (this.parent.isOver) throw savepointOver();
-    this.transaction.openSavepoints.add(this);
+    this.transaction.savepoints.begun(this);
     const result = callSafely(container, this.face);
     if (isThenable(result)) {
       // executionPromise tells of a failure.

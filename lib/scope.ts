@@ -1,7 +1,8 @@
 import type { KnexClient } from './connection';
 import { SessionError } from './errors';
+import type { Level } from './open-savepoints';
 import type { Session } from './session';
-import type { Lease, Level } from './statement-queue';
+import type { Lease } from './statement-queue';
 import type { Decision, Transaction } from './transaction';
 
 let scopes = 0;

@@ -1,19 +1,5 @@
 import type { Connection } from './connection';
-
-/** Where a statement belongs: the session itself, or a savepoint in it. */
-export interface Level {
-  readonly txid: string;
-  readonly parent: Level | undefined;
-  /** Whether this savepoint, or one around it, has ended; the session's own end is known to its transaction. */
-  readonly isOver: boolean;
-  /** Set on a savepoint while which statements of another level have run. */
-  holdsOthers?: boolean;
-}
-
-export function isWithin(level: Level, savepoint: Level): boolean {
-  for (let at: Level | undefined = level; at; at = at.parent) if (at === savepoint) return true;
-  return false;
-}
+import type { Level } from './open-savepoints';
 
 /** The right to run statements, taken for each run of a Knex builder; what Knex believes to be the connection. */
 export class Lease {

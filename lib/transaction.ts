@@ -2,9 +2,10 @@ import type { Transform } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Connection, KnexClient } from './connection';
 import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import { type Level, OpenSavepoints, savepointOver } from './open-savepoints';
 import { destroyStream, OpenStreams } from './open-streams';
 import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, type Statement } from './postgres';
-import { isWithin, Lease, type Level, StatementQueue } from './statement-queue';
+import { Lease, StatementQueue } from './statement-queue';
 
 /**
  * What has become of a session's work.
@@ -35,8 +36,7 @@ export interface TransactionOwner {
  */
 export class Transaction {
   outcome: Outcome = 'unused';
-  /** Savepoints that were begun and have not ended. */
-  readonly openSavepoints = new Set<Level>();
+  readonly savepoints = new OpenSavepoints();
   /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
   abortedBy: unknown;
   /** Why ROLLBACK could not be sent, or was not answered; the connection is destroyed then. */
@@ -165,7 +165,7 @@ export class Transaction {
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
   private async commit(): Promise<void> {
     const connection = this.connection;
-    const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.savepointLeftOpen();
+    const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.savepoints.leftOpen(this.abortedBy);
     if (failure !== undefined || this.rollbackOnly) {
       await this.rollback();
       if (this.rollbackOnly) return;
@@ -224,7 +224,7 @@ export class Transaction {
     let failed: unknown;
     try {
       const result = await send(connection);
-      this.noteStrangers(lease, statement);
+      if (!isRead(statement)) this.savepoints.noteStatement(lease.level);
       return result;
     } catch (error) {
       failed = error;
@@ -284,24 +284,10 @@ export class Transaction {
     throw this.failure;
   }
 
-  /** A statement that runs while a savepoint of another level is open lives and dies with that savepoint. */
-  private noteStrangers(lease: Lease, statement: Statement): void {
-    if (this.openSavepoints.size === 0 || isRead(statement)) return;
-    for (const savepoint of this.openSavepoints) {
-      if (!isWithin(lease.level, savepoint)) savepoint.holdsOthers = true;
-    }
-  }
-
   /** A savepoint has been rolled back. */
   noteRolledBack(savepoint: Level, abortedBefore: unknown): void {
-    for (const open of this.openSavepoints) if (isWithin(open, savepoint)) this.openSavepoints.delete(open);
     this.abortedBy = abortedBefore;
-    if (!savepoint.holdsOthers) return;
-    this.failure ??= new SessionError(
-      'ERR_SAVEPOINT_OPEN',
-      'Statements of the session ran while a savepoint (session.transaction()) was open, and were rolled back with it. ' +
-        'Await it before you go on, or run them on the transaction that it passes to its callback.',
-    );
+    this.failure ??= this.savepoints.rolledBack(savepoint);
   }
 
   /** The server may still work on it: nothing can follow on this connection, and nobody knows what it does. */
@@ -309,25 +295,11 @@ export class Transaction {
     return this.disposedBecause === undefined ? undefined : new TransactionAbortedError(this.disposedBecause);
   }
 
-  private savepointLeftOpen(): SessionError | undefined {
-    if (this.openSavepoints.size === 0) return undefined;
-    return new SessionError(
-      'ERR_SAVEPOINT_OPEN',
-      'A savepoint (session.transaction()) was still open at the end of the session, so the session was rolled back. ' +
-        'Await it, or end it by its commit() or rollback().',
-      this.abortedBy,
-    );
-  }
-
   private close(because: string): void {
     this.closedBecause = because;
     // A stream that nobody reads to its end would be waited for without end.
     if (this.streams.areOpen) this.streams.destroy(new SessionClosedError(because));
   }
-}
-
-export function savepointOver(): SessionClosedError {
-  return new SessionClosedError('this savepoint has ended. Await what runs in session.transaction() before it returns.');
 }
 
 function refuseControl(): SessionError {
