@@ -114,9 +114,10 @@ export class HeldDrain {
 
 /** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */
 export function cutConnection(res: ServerResponse): void {
-  const socket = res.socket as (Socket & { encrypted?: boolean }) | null;
+  const socket = res.socket as (Socket & { encrypted?: boolean; _parent?: Socket }) | null;
   if (socket) heldSockets.get(socket)?.overrides.remove({ force: false });
-  // A TLS connection is not reset, nor is what an adapter passes for a socket.
-  if (socket && 'resetAndDestroy' in socket && !socket.encrypted) socket.resetAndDestroy();
+  // Beneath TLS there is a connection that can be reset; not in what an adapter passes for a socket.
+  const connection = socket?.encrypted ? socket._parent : socket;
+  if (connection && 'resetAndDestroy' in connection) connection.resetAndDestroy();
   else res.destroy();
 }

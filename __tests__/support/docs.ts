@@ -53,7 +53,7 @@ export interface Notes {
 
 /** A database of its own for a test file; call it once, at the top. What it returns is there when the tests run. */
 export function useNotes(): Notes {
-  const notes = { stored: () => notes.database.admin('notes').pluck('text') } as Notes;
+  const notes = { stored: async () => notes.database.admin('notes').pluck('text') } as Notes;
   beforeAll(async () => {
     notes.database = await createDatabase();
     notes.knex = notes.database.knex();

@@ -138,6 +138,8 @@ export function comparable(value: unknown): unknown {
         const { command, rowCount, rows } = item as Record<string, unknown>;
         return { command, rowCount, rows: visit(rows) };
       }
+      // Models of Objection say themselves what is to be shown of them.
+      if ('toJSON' in item && typeof item.toJSON === 'function') return visit(item.toJSON());
       if (type === Object || type === undefined) {
         return Object.fromEntries(Object.entries(item).map(([key, part]) => [key, visit(part)]));
       }

@@ -73,8 +73,10 @@ export interface Ledger {
   holdCommits(): Promise<HeldCommits>;
   /** Ends the backend of the one transaction that is open, and waits until it is gone. */
   killBackend(): Promise<void>;
+  /** A pool of its own until the end of the test. Knex's complaints about lost connections are not printed. */
+  pool(config?: Knex.Config): Knex;
   /** A pool of its own behind a wire proxy, until the end of the test. */
-  throughProxy(): Promise<{ knex: Knex; proxy: WireProxy }>;
+  throughProxy(config?: Knex.Config): Promise<{ knex: Knex; proxy: WireProxy }>;
   /** Waits until no connection is in use, and none is waited for; no backend is in a transaction. */
   isClean(pool?: Knex): Promise<void>;
 }
@@ -84,7 +86,8 @@ export function useLedger(poolSize = 5): Ledger {
   let database: TestDatabase;
   let knex: Knex;
   const servers: Listening[] = [];
-  const proxied: { knex: Knex; proxy: WireProxy }[] = [];
+  const pools: Knex[] = [];
+  const proxies: WireProxy[] = [];
 
   const isClean = (pool = knex): Promise<void> =>
     eventually(async () => {
@@ -95,17 +98,23 @@ export function useLedger(poolSize = 5): Ledger {
   beforeAll(async () => {
     database = await createDatabase();
     await database.admin.raw(schema);
-    knex = database.knex({ pool: { min: 0, max: poolSize } });
+    knex = database.knex({ pool: { min: 0, max: poolSize }, log: quiet });
   });
   afterEach(async () => {
     for (const server of servers.splice(0)) await server.close();
-    for (const { knex, proxy } of proxied.splice(0)) {
-      await isClean(knex);
-      await knex.destroy();
-      await proxy.close();
+    for (const proxy of proxies) proxy.onFrontend(undefined);
+    const leaks: unknown[] = [];
+    const noteLeak = (error: unknown) => void leaks.push(error);
+    for (const pool of pools.splice(0)) {
+      await isClean(pool).catch(noteLeak);
+      // A pool waits for a leaked connection for ever.
+      const closed = pool.destroy();
+      if (leaks.length === 0) await closed;
     }
-    await isClean();
+    for (const proxy of proxies.splice(0)) await proxy.close();
+    await isClean().catch(noteLeak);
     await database.admin('notes').del();
+    if (leaks.length > 0) throw leaks[0];
   });
   afterAll(() => database.drop());
 
@@ -153,11 +162,15 @@ export function useLedger(poolSize = 5): Ledger {
       );
       expect(rows).toEqual([{ killed: true }]);
     },
-    async throughProxy() {
+    pool(config) {
+      const pool = database.knex({ log: quiet, ...config });
+      pools.push(pool);
+      return pool;
+    },
+    async throughProxy(config) {
       const proxy = await startWireProxy(database.url);
-      const link = { proxy, knex: database.knex({ connection: proxy.url }) };
-      proxied.push(link);
-      return link;
+      proxies.push(proxy);
+      return { proxy, knex: ledger.pool({ connection: proxy.url, ...config }) };
     },
     isClean,
   };
@@ -178,12 +191,24 @@ export function answerErrors(errors: unknown[]): ErrorRequestHandler {
   };
 }
 
+/** What began and ended transactions on the wire. */
+export function controlOf(proxy: WireProxy): string[] {
+  return proxy.sql().filter((sql) => /^(BEGIN|COMMIT|ROLLBACK)/.test(sql));
+}
+
 export function openTransactions(admin: Knex): Promise<unknown[]> {
   return admin('pg_stat_activity')
     .whereRaw("datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'")
     .whereNotNull('xact_start')
     .select('pid', 'state', 'query');
 }
+
+const quiet: Knex.Logger = {
+  error: () => {},
+  warn: (message) => {
+    if (!message.startsWith('Connection Error')) console.warn(message);
+  },
+};
 
 const HELD_COMMITS = 1;
 

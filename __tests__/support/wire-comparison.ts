@@ -1,8 +1,7 @@
 import { once } from 'node:events';
-import type { Socket } from 'node:net';
 import type { NextFunction, Request, Response } from 'express';
 import type { AppOptions, GatedApps, Handler } from './gated-app';
-import { type Listening, RawClient } from './http';
+import { RawClient } from './http';
 
 /** A handler that writes down what it sees: results, errors, the order of events. */
 export type ObservedHandler = (req: Request, res: Response, note: (value: unknown) => void, next: NextFunction) => unknown;
@@ -20,8 +19,8 @@ export interface ComparisonOptions extends AppOptions {
   beforeCommit?: string;
   /** Whether the session ends with a ROLLBACK. */
   endsWith?: 'COMMIT' | 'ROLLBACK';
-  /** Says when the handler has done all that it wants to do before COMMIT; by default at once. */
-  letGo?: Promise<unknown>;
+  /** Whether the server closes the connection by itself: nothing can follow. */
+  isLast?: boolean;
 }
 
 export const GET = 'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n';
@@ -29,29 +28,26 @@ const LAST = 'GET /end HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
 
 /** The handler in a plain Express app. */
 export async function plainExchange(apps: GatedApps, handler: ObservedHandler, options: ComparisonOptions = {}): Promise<Exchange> {
+  const { request, isLast, beforeCommit: _, endsWith: __, ...appOptions } = options;
   const observed = observe(handler);
-  const listening = await apps.plain(observed.handler, options);
-  const client = await RawClient.connect(listening.port);
-  client.write((options.request ?? GET) + LAST);
-  return observed.result(client);
+  const { port } = await apps.plain(observed.handler, appOptions);
+  return observed.result(await send(port, request, isLast));
 }
 
 /** The handler behind the gate; while COMMIT waits at the server's door, not one byte has left. */
 export async function gatedExchange(apps: GatedApps, handler: ObservedHandler, options: ComparisonOptions = {}): Promise<Exchange> {
-  const { request = GET, beforeCommit = '', endsWith, letGo, ...appOptions } = options;
+  const { request, isLast, beforeCommit = '', endsWith, ...appOptions } = options;
   const observed = observe(handler);
-  const listening = await apps.gated(observed.handler, appOptions);
-  const sockets = socketsOf(listening);
+  const { port, sockets } = await apps.gated(observed.handler, appOptions);
   const hold = apps.hold(endsWith);
-  const client = await RawClient.connect(listening.port);
-  client.write(request + LAST);
-  await Promise.race([hold.reached, client.closed]);
-  await letGo;
+  const client = await send(port, request, isLast);
+  const wasHeld = await Promise.race([hold.reached.then(() => true), client.closed.then(() => false)]);
   // What the server's socket has been given, whether it has arrived or not.
-  expect(sockets.map((socket) => socket.bytesWritten)).toEqual([beforeCommit.length]);
+  const givenTooEarly = sockets.map((socket) => socket.bytesWritten - beforeCommit.length);
   hold.release();
   const exchange = await observed.result(client);
-  expect(exchange.bytes.startsWith(beforeCommit)).toBe(true);
+  expect(exchange.bytes.slice(0, beforeCommit.length)).toBe(beforeCommit);
+  expect({ wasHeld, givenTooEarly }).toEqual({ wasHeld: true, givenTooEarly: [0] });
   return exchange;
 }
 
@@ -63,10 +59,9 @@ export async function expectSameAsPlain(apps: GatedApps, handler: ObservedHandle
   return gated;
 }
 
-export function socketsOf(listening: Listening): Socket[] {
-  const sockets: Socket[] = [];
-  listening.server.on('connection', (socket) => sockets.push(socket));
-  return sockets;
+async function send(port: number, request = GET, isLast = false): Promise<RawClient> {
+  const client = await RawClient.connect(port);
+  return client.write(isLast ? request : request + LAST);
 }
 
 /** The result of a call, or the code and message of what it throws. */
@@ -120,4 +115,25 @@ function observe(handler: ObservedHandler): { handler: Handler; result(client: R
 
 export function withoutDates(bytes: string): string {
   return bytes.replace(/^(date|last-modified): .*\r\n/gim, '');
+}
+
+/** Handlers by name, some with options. */
+export type Cases = Record<string, ObservedHandler | [ObservedHandler, ComparisonOptions]>;
+
+/** For `it.each`. */
+export function listed(cases: Cases): [name: string, handler: ObservedHandler, options: ComparisonOptions][] {
+  return Object.entries(cases).map(([name, given]) => (Array.isArray(given) ? [name, ...given] : [name, given, {}]));
+}
+
+/** Inserts an entry, then answers. */
+export function inserting(answer: ObservedHandler, name = 'entry'): ObservedHandler {
+  return async (req, res, note, next) => {
+    await req.session('entries').insert({ name });
+    return answer(req, res, note, next);
+  };
+}
+
+/** The head of a request without a body. */
+export function requestFor(method: string, ...headers: string[]): string {
+  return [`${method} / HTTP/1.1`, 'Host: localhost', ...headers, '', ''].join('\r\n');
 }

@@ -1,14 +1,16 @@
-import { once } from 'node:events';
 import express, { type NextFunction, type Request, type Response } from 'express';
 import { type SessionOptions, sessionErrorHandler, sessionMiddleware } from 'express-knex-session';
-import type { Knex } from 'knex';
-import type { Client } from 'pg';
+import createKnex, { type Knex } from 'knex';
+import { type Client, Pool } from 'pg';
 import { createDatabase, type TestDatabase } from './database';
 import { type Answer, get, type Listening, listen, type RequestOptions } from './http';
 import { eventually, poolUsage } from './pool';
 import { startWireProxy, type WireMessage, type WireProxy } from './wire-proxy';
 
 export type Handler = (req: Request, res: Response, next: NextFunction) => unknown;
+
+/** For Knex, or a pool of pg's own for it; a function is given the URL of the database through the proxy. */
+type BenchConfig = Knex.Config | ((url: string) => Knex.Config | Pool);
 
 /** What a client of the app reads of an error. */
 export interface ErrorBody {
@@ -30,10 +32,20 @@ export class Bench {
   /** What came to `onError`, in order. */
   reported: any[] = [];
 
+  /** Called where the app handles an error. */
+  onErrorHandler: (() => void) | undefined;
+  /** What Knex logged, in order. */
+  logged: string[] = [];
+
+  private readonly log = {
+    warn: (message: string) => this.logged.push(message),
+    error: (message: string) => this.logged.push(message),
+  };
+  private nativePool: Pool | undefined;
   private http!: Listening;
   private readonly handlers: Handler[] = [];
 
-  async start(config: Knex.Config, options: SessionOptions): Promise<void> {
+  async start(config: BenchConfig, options: SessionOptions): Promise<void> {
     this.database = await createDatabase();
     await this.database.admin.raw(`
       CREATE TABLE items (
@@ -41,12 +53,18 @@ export class Bench {
         name text CHECK (name <> 'bad') UNIQUE DEFERRABLE INITIALLY DEFERRED
       )`);
     this.proxy = await startWireProxy(this.database.url);
-    this.knex = this.database.knex({ connection: this.proxy.url, pool: { min: 0, max: 4 }, ...config });
+    const { url } = this.proxy;
+    const given = typeof config === 'function' ? config(url) : config;
+    if (given instanceof Pool) this.nativePool = given;
+    this.knex = this.nativePool
+      ? createKnex({ client: 'pg', connectionPool: this.nativePool, log: this.log })
+      : this.database.knex({ connection: url, pool: { min: 0, max: 4 }, log: this.log, ...given });
     this.http = await listen(this.app(options));
   }
 
   async stop(): Promise<void> {
     await this.http.close();
+    await this.nativePool?.end();
     try {
       await this.database.drop();
     } finally {
@@ -62,6 +80,8 @@ export class Bench {
     await this.knex.raw('SELECT 1');
     this.errors = [];
     this.reported = [];
+    this.logged = [];
+    this.onErrorHandler = undefined;
     this.proxy.reset();
   }
 
@@ -72,7 +92,8 @@ export class Bench {
 
   /** Serves one request by this handler. */
   answer(handler: Handler, options?: RequestOptions): Promise<Answer> {
-    return get(this.route(handler), options);
+    // One that hangs must not take the tests after it with it.
+    return get(this.route(handler), { signal: AbortSignal.timeout(5_000), ...options });
   }
 
   /** The names in the table, in the order in which they were inserted. */
@@ -90,15 +111,39 @@ export class Bench {
   /** Ends the backend of the connection that a session holds, and waits until the driver knows. */
   async kill(): Promise<void> {
     const connection = this.held();
-    const known = once(connection, 'end');
+    const known = ended(connection);
     await this.terminate(connection);
     await known;
+  }
+
+  /** Breaks the network under the connection that a session holds, and waits until the driver and the server know. */
+  async cut(): Promise<void> {
+    const known = ended(this.held());
+    this.proxy.cut();
+    await known;
+    await this.terminateAll();
   }
 
   /** Ends a backend, and waits until the server has done so. */
   async terminate(connection: Client): Promise<void> {
     const { processID } = connection as Client & { processID: number };
     await this.database.admin.raw('SELECT pg_terminate_backend(?, 5000)', [processID]);
+  }
+
+  /** Waits until the pool is at rest; a connection that is stuck fails this test, but none after it. */
+  async rest(): Promise<void> {
+    try {
+      await atRest(this.knex);
+    } catch (error) {
+      await this.terminateAll();
+      await atRest(this.knex).catch(() => {});
+      throw error;
+    }
+  }
+
+  private async terminateAll(): Promise<void> {
+    await this.database.admin.raw(`
+      SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`);
   }
 
   private app(options: SessionOptions): express.Express {
@@ -108,6 +153,7 @@ export class Bench {
     app.use(sessionErrorHandler());
     app.use((error: any, _req: Request, res: Response, _next: NextFunction) => {
       this.errors.push(error);
+      this.onErrorHandler?.();
       const body: ErrorBody = { code: error.code, message: error.message };
       res.status(error.status ?? 500).json(body);
     });
@@ -116,13 +162,18 @@ export class Bench {
 }
 
 /** A bench for the tests of a file or of a `describe`; after each test the pool must be at rest. */
-export function useBench(config: Knex.Config = {}, options: SessionOptions = {}): Bench {
+export function useBench(config: BenchConfig = {}, options: SessionOptions = {}): Bench {
   const bench = new Bench();
   beforeAll(() => bench.start(config, options));
   beforeEach(() => bench.reset());
-  afterEach(() => atRest(bench.knex));
+  afterEach(() => bench.rest());
   afterAll(() => bench.stop());
   return bench;
+}
+
+/** `once` of Node would reject with the error that comes before. */
+export function ended(connection: Client): Promise<void> {
+  return new Promise((resolve) => connection.once('end', resolve));
 }
 
 /** Waits until no connection is in use and nobody waits for one. */
