@@ -49,6 +49,7 @@ export interface Connection {
 
 /** What a {@link PooledConnection} needs of the Knex instance that it comes from. */
 export interface Pool {
+  readonly source: object;
   readonly client: KnexClient;
   /** Gives the connection back; with a reason, it is never handed out again. */
   release(connection: PgConnection, reason: unknown): void;
@@ -75,6 +76,12 @@ export class PooledConnection implements Connection {
 
   get knexUid(): string | undefined {
     return this.pg.__knexUid;
+  }
+
+  /** Ready, and not in a transaction. */
+  get isClean(): boolean {
+    const status = transactionStatus(this.pg);
+    return isReady(this.pg) && (status === 'I' || (status === null && !this.hasBegun));
   }
 
   async query(client: KnexClient, statement: Statement, txid: string): Promise<unknown> {
@@ -108,7 +115,9 @@ export class PooledConnection implements Connection {
     }
     const done = this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
     // The server may have sent all rows long before they are read: the next statement can run, as in a plain transaction.
-    return Promise.race([done, this.lossOf(stream), whenReady(this.pg)]);
+    // If the transaction has failed, the stream's error is still to come.
+    const ready = whenReady(this.pg).then(() => (transactionStatus(this.pg) === 'E' ? done : undefined));
+    return Promise.race([done, this.lossOf(stream), ready]);
   }
 
   whenReady(): Promise<boolean> {
@@ -144,7 +153,8 @@ export class PooledConnection implements Connection {
     this.pg.removeListener('error', this.onLost);
     this.pg.removeListener('end', this.onLost);
     this.pg.__knexTxId = undefined;
-    this.pool.release(this.pg, this.lostBecause ?? reason ?? this.whyUnclean());
+    const unclean = this.isClean ? undefined : new Error('The connection is not clean.');
+    this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean);
   }
 
   cancel(): Promise<unknown> {
@@ -154,6 +164,7 @@ export class PooledConnection implements Connection {
   /** If its connection is lost, the driver's stream waits for the server to close its cursor: it neither ends nor fails. */
   private lossOf(stream: Transform): Promise<never> {
     return new Promise((_, reject) => {
+      if (stream.closed) return;
       const end = (): void => {
         destroyStream(stream, this.lostBecause as Error, true);
         reject(this.lostBecause);
@@ -177,12 +188,6 @@ export class PooledConnection implements Connection {
     // Whatever the reason, the state of this connection is not known any more.
     this.lostBecause ??= cause;
     return new SessionUnavailableError(cause);
-  }
-
-  private whyUnclean(): unknown {
-    const status = transactionStatus(this.pg);
-    if (isReady(this.pg) && (status === 'I' || (status === null && !this.hasBegun))) return undefined;
-    return new Error('The connection was not clean at the end of its session.');
   }
 
   /** Knex reads the transaction's id, which its events carry, from the connection. Statements run one at a time. */

@@ -9,6 +9,7 @@ export interface Internals {
   _header: string | null;
   readonly _headerSent: boolean;
   readonly chunkedEncoding: boolean;
+  _implicitHeader(): void;
 }
 
 const HELD = 'held by express-knex-session';

@@ -23,7 +23,7 @@ export class KnexFace {
   private readonly sessionPrototype: object;
   private readonly clientPrototype: object;
   private readonly contextPrototype: object;
-  private readonly pool: Pool;
+  private pool: Pool | undefined;
 
   private constructor(private readonly knex: Knex | Knex.Transaction) {
     // A clone with shortcuts for the methods of QueryBuilder.extend too; a transaction was made late enough to have them.
@@ -31,11 +31,6 @@ export class KnexFace {
     this.sessionPrototype = Object.create(template, sessionProperties);
     this.contextPrototype = Object.create(contextOf(template), contextProperties(knex));
     this.clientPrototype = Object.create(knex.client, clientProperties(knex));
-    this.pool = {
-      client: knex.client,
-      release: (connection, reason) => releaseTo(knex.client, connection, reason),
-      cancel: (connection) => Promise.resolve(knex.client.cancelQuery(connection)),
-    };
   }
 
   /** Made with the first session of a Knex instance, and kept as long as it. */
@@ -67,6 +62,27 @@ export class KnexFace {
     scope.face = session as unknown as Session;
   }
 
+  /** The pool as it is now: `knex.destroy()` makes Knex forget it, and `knex.initialize()` makes another. */
+  private poolOf(client: Knex.Client): Pool {
+    const pool = client.pool as PoolOfKnex;
+    if (this.pool?.source !== pool) {
+      this.pool = {
+        source: pool,
+        client,
+        release: (connection, reason) => {
+          if (reason !== undefined) {
+            // It is written to Knex's log, so it is not the reason itself, which may hold SQL and has been told to whom it concerns.
+            connection.__knex__disposed ??= new Error('A session that failed has destroyed its connection.');
+            connection.end().catch(() => {});
+          }
+          pool.release(connection);
+        },
+        cancel: (connection) => Promise.resolve((client.cancelQuery as (of: PgConnection) => unknown)(connection)),
+      };
+    }
+    return this.pool;
+  }
+
   /** The transaction that stands for Knex, if there is one. */
   get outer(): Knex.Transaction | undefined {
     return this.knex.isTransaction ? (this.knex as Knex.Transaction) : undefined;
@@ -75,9 +91,19 @@ export class KnexFace {
   /** Takes a connection from the pool, or a savepoint in the transaction that stands for Knex. */
   async connect(scope: Scope): Promise<Connection> {
     if (this.outer) return OuterTransaction.join(this.outer, scope.client);
-    const connection: PgConnection = await this.knex.client.acquireConnection();
-    return new PooledConnection(connection, this.pool, scope.client, scope.txid);
+    for (;;) {
+      const pg: PgConnection = await this.knex.client.acquireConnection();
+      const connection = new PooledConnection(pg, this.poolOf(this.knex.client), scope.client, scope.txid);
+      if (connection.isClean) return connection;
+      // Knex's own transactions may leave one busy, or in a transaction, and our COMMIT would commit that.
+      connection.release();
+    }
   }
+}
+
+/** tarn's, or Knex's face of a pg.Pool: what `client.releaseConnection` passes on to. */
+interface PoolOfKnex {
+  release(connection: PgConnection): unknown;
 }
 
 const faces = new WeakMap<Knex, KnexFace>();
@@ -171,6 +197,14 @@ const contextProperties = (knex: Knex): PropertyDescriptorMap => ({
     },
   },
   withUserParams: { value: refuseUserParams },
+  // Knex's, as a Knex instance has it: that of an outer Knex.Transaction takes no configuration without a callback.
+  transaction: {
+    value(this: { _transaction(...args: unknown[]): unknown }, container: unknown, config?: object) {
+      return typeof container === 'object' && !config
+        ? this._transaction(null, container ?? {})
+        : this._transaction(container, config ?? {});
+    },
+  },
 });
 
 /** What a session has beyond, or unlike, a Knex function. Getters give functions that work when passed on, as Knex's do. */
@@ -230,16 +264,6 @@ function hidden(properties: object & ThisType<object>): PropertyDescriptorMap {
     if ('value' in descriptor) descriptor.writable = true;
   }
   return descriptors;
-}
-
-function releaseTo(client: Knex.Client, connection: PgConnection, reason: unknown): void {
-  if (reason !== undefined) {
-    // The pool drops what carries this mark when it is asked for the next connection; the socket is closed at once.
-    // It is written to Knex's log, so it is not the reason itself, which may hold SQL and has been told to whom it concerns.
-    connection.__knex__disposed ??= new Error('A session that failed has destroyed its connection.');
-    connection.end().catch(() => {});
-  }
-  client.releaseConnection(connection);
 }
 
 function refuseUserParams(): never {

@@ -30,7 +30,8 @@ export class OpenStreams {
       await run(closed);
     } catch (error) {
       // Knex passes on the errors of the driver's stream only, and leaves ours open after them.
-      stream.destroy(this.streams.get(stream) ? undefined : (error as Error));
+      if (this.streams.get(stream)) stream.destroy();
+      else destroyStream(stream, error as Error);
       throw error;
     }
   }

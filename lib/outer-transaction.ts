@@ -1,7 +1,7 @@
 import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
 import type { Connection, KnexClient } from './connection';
-import { TransactionAbortedError } from './errors';
+import { SessionClosedError, TransactionAbortedError } from './errors';
 import type { Statement } from './postgres';
 
 /**
@@ -13,35 +13,50 @@ export class OuterTransaction implements Connection {
   readonly lostBecause = undefined;
   /** Whose statement runs, and so whose listeners hear of it. */
   private current: KnexClient | undefined;
+  private lease: unknown;
 
   private constructor(
     private readonly savepoint: Knex.Transaction,
-    private readonly connection: { __knexUid?: string },
+    readonly knexUid: string | undefined,
+    private readonly client: KnexClient,
   ) {
+    this.current = client;
     for (const event of ['query', 'query-error']) {
       savepoint.client.on(event, (...values: unknown[]) => this.current?.emit(event, ...values));
     }
   }
 
   static async join(outer: Knex.Transaction, client: KnexClient): Promise<OuterTransaction> {
+    if (outer.isCompleted()) throw new SessionClosedError('the transaction that was given in place of Knex has ended.');
     const savepoint = await outer.transaction();
-    const joined = new OuterTransaction(savepoint, await savepoint.client.acquireConnection());
-    joined.current = client;
+    // Knex hands a transaction out even if its SAVEPOINT has failed; this promise tells.
+    if (savepoint.isCompleted()) await savepoint.executionPromise;
+    const connection = await savepoint.client.acquireConnection();
+    const joined = new OuterTransaction(savepoint, connection.__knexUid, client);
+    savepoint.client.releaseConnection(connection);
     return joined;
   }
 
-  get knexUid(): string | undefined {
-    return this.connection.__knexUid;
-  }
-
   query(client: KnexClient, statement: Statement): Promise<unknown> {
-    this.current = client;
-    return this.savepoint.client.query(this.connection, statement);
+    return this.run(client, (connection) => this.savepoint.client.query(connection, statement));
   }
 
   stream(client: KnexClient, statement: Statement, _txid: string, stream: Transform, options: unknown): Promise<unknown> {
+    return this.run(client, (connection) => this.savepoint.client.stream(connection, statement, stream, options));
+  }
+
+  /** Takes the outer connection for one statement only: if the outer transaction is a session, others wait for their turn. */
+  private async run(client: KnexClient, send: (connection: unknown) => Promise<unknown>): Promise<unknown> {
+    const connection = await this.savepoint.client.acquireConnection();
     this.current = client;
-    return this.savepoint.client.stream(this.connection, statement, stream, options);
+    this.lease = connection;
+    try {
+      return await send(connection);
+    } finally {
+      // RELEASE and ROLLBACK TO are the session's own.
+      this.current = this.client;
+      this.savepoint.client.releaseConnection(connection);
+    }
   }
 
   whenReady(): Promise<boolean> {
@@ -68,10 +83,11 @@ export class OuterTransaction implements Connection {
   }
 
   release(): void {
-    this.savepoint.client.releaseConnection(this.connection);
+    // A statement that Knex has given up still runs: ROLLBACK TO waits behind it, and the next savepoint behind that.
+    if (!this.savepoint.isCompleted()) this.savepoint.rollback();
   }
 
   cancel(): Promise<unknown> {
-    return this.savepoint.client.cancelQuery(this.connection);
+    return this.savepoint.client.cancelQuery(this.lease);
   }
 }

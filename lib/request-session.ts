@@ -16,8 +16,13 @@ export interface Mount {
   readonly options: ResolvedOptions;
 }
 
-/** Where sessions may be attached. A list on each request would cost it more than its session does. */
-const properties = new Set<string>();
+/**
+ * Where sessions may be attached, by any copy of this package. A list on each request would cost it more than its session does.
+ */
+const PROPERTIES = Symbol.for('express-knex-session.properties');
+const registry = globalThis as { [PROPERTIES]?: Set<string> };
+registry[PROPERTIES] ??= new Set();
+const properties = registry[PROPERTIES];
 
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
@@ -47,7 +52,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   static *of(req: Request): Generator<RequestSession> {
     for (const property of properties) {
       const owner = ownerOf((req as unknown as Record<string, unknown>)[property]);
-      if (owner instanceof RequestSession) yield owner;
+      if (owner && 'mount' in owner) yield owner as RequestSession;
     }
   }
 

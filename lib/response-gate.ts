@@ -47,12 +47,13 @@ export function canStillHold(res: Response, letsBytesFlow: boolean): boolean {
  * - `streaming`: bytes flow; what completes the response will be held.
  * - `held`: calls wait in a queue, and answer as after Node's own `end` or `write`, until the keepers have settled.
  * - `passed`: the gate is out of the way.
+ * - `discarded`: the error handlers answer, past the gate. Middleware inside it (compression) may still hold our methods, and bytes.
  */
 export class ResponseGate {
   /** Set while the keepers settle and after; never rejects. */
   settling: Promise<void> | undefined;
 
-  private phase: 'open' | 'streaming' | 'held' | 'passed' = 'open';
+  private phase: 'open' | 'streaming' | 'held' | 'passed' | 'discarded' = 'open';
   private readonly keepers: GateKeeper[] = [];
   private readonly overrides: Overrides<ServerResponse>;
   private readonly original: Record<'write' | 'end' | 'writeHead' | 'flushHeaders', Method>;
@@ -99,12 +100,15 @@ export class ResponseGate {
 
   private writeHead(args: unknown[]): unknown {
     // Node refuses a second head, and a wrong one, by itself.
-    if (this.phase === 'open' && this.head.take(args)) return this.res;
+    if (this.phase === 'discarded' || (this.phase === 'open' && this.head.take(args))) return this.res;
     return this.original.writeHead.apply(this.res, args);
   }
 
   private flushHeaders(): void {
+    if (this.phase === 'discarded') return;
     const flush = (): void => this.original.flushHeaders.call(this.res);
+    // As Node does: middleware inside the gate hears of the head now, and may decide by it.
+    if (this.phase === 'open' && this.res._header === null) this.res._implicitHeader();
     if (this.phase === 'held') this.queue.push(flush);
     else if (this.phase !== 'open') flush();
     else if (!this.letsBytesFlow) this.hold(flush);
@@ -117,6 +121,7 @@ export class ResponseGate {
   private write(args: unknown[]): unknown {
     const { res, original } = this;
     const write = (): unknown => original.write.apply(res, args);
+    if (this.phase === 'discarded') return true;
     if (this.phase === 'passed') return write();
     if (!isChunk(args[0])) return this.letThrow(write);
     if (this.phase === 'held') {
@@ -141,6 +146,7 @@ export class ResponseGate {
     const { res, original } = this;
     // As Node means it: `end(0)` has none.
     const hasChunk = Boolean(args[0]) && typeof args[0] !== 'function';
+    if (this.phase === 'discarded') return res;
     if (this.phase === 'passed') return original.end.apply(res, args);
     const isRefused = this.phase === 'open' && !isStatusLine(res.statusCode, res.statusMessage);
     if (isRefused || (hasChunk && !isChunk(args[0]))) return this.letThrow(() => original.end.apply(res, args));
@@ -304,6 +310,7 @@ export class ResponseGate {
 
   private discard(error: unknown): void {
     const { res, exchange, hasHandlerEnded } = this;
+    this.phase = 'discarded';
     this.queue = [];
     for (const source of this.sources) source.unpipe(res);
     this.savedHead.restore();

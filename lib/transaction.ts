@@ -88,7 +88,8 @@ export class Transaction {
     const turn = this.queue.turn();
     if (turn) await turn;
     try {
-      if (this.isAbandoned) this.assertOpen();
+      // With a connection, it is refused when it is used: by a lease that is refused, Knex would end a stream, and the process.
+      if (this.isAbandoned && !this.connection) this.assertOpen();
       this.opening ??= this.open();
       return new Lease(this.connection ?? (await this.opening), level, isControl);
     } catch (error) {
@@ -102,7 +103,8 @@ export class Transaction {
     if (lease.isReturned) return;
     lease.isReturned = true;
     this.disposedBecause ??= lease.__knex__disposed;
-    this.queue.pass();
+    // Knex returns a stream's lease when the stream closes, while the server is still busy with its cursor.
+    if (!lease.isRunning || this.disposedBecause) this.queue.pass();
   }
 
   query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
@@ -208,7 +210,7 @@ export class Transaction {
     try {
       connection = await this.owner.connect();
     } catch (error) {
-      this.failure = new SessionUnavailableError(error);
+      this.failure = error instanceof SessionError ? error : new SessionUnavailableError(error);
       throw this.failure;
     }
     if (this.isAbandoned) {
@@ -222,6 +224,7 @@ export class Transaction {
   private async run<T>(lease: Lease, statement: Statement, send: (connection: Connection) => Promise<T>): Promise<T> {
     const connection = this.assertUsable(lease, statement);
     let failed: unknown;
+    lease.isRunning = true;
     try {
       const result = await send(connection);
       if (!isRead(statement)) this.savepoints.noteStatement(lease.level);
@@ -230,7 +233,10 @@ export class Transaction {
       failed = error;
       throw this.noteFailed(error);
     } finally {
-      await this.noteState(connection, failed);
+      await this.noteState(connection, failed).finally(() => {
+        lease.isRunning = false;
+        if (lease.isReturned && !this.disposedBecause) this.queue.pass();
+      });
     }
   }
 
