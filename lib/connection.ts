@@ -60,6 +60,7 @@ export interface Pool {
 export class PooledConnection implements Connection {
   hasBegun = false;
   lostBecause: unknown;
+  private readonly whenLost = new Set<() => void>();
 
   /** @param client receives the events of the commands that the session sends itself, as with `knex.transaction()` */
   constructor(
@@ -169,8 +170,8 @@ export class PooledConnection implements Connection {
         destroyStream(stream, this.lostBecause as Error, true);
         reject(this.lostBecause);
       };
-      this.pg.on('end', end);
-      stream.once('close', () => this.pg.removeListener('end', end));
+      this.whenLost.add(end);
+      stream.once('close', () => this.whenLost.delete(end));
     });
   }
 
@@ -204,6 +205,7 @@ export class PooledConnection implements Connection {
 
   private readonly onLost = (error?: unknown): void => {
     this.lostBecause ??= error ?? new Error('The connection to the database ended.');
+    for (const end of this.whenLost) end();
   };
 }
 

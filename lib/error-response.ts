@@ -22,14 +22,32 @@ export function answerWithError(
   if (!hasHandlerEnded) res.setHeader('Connection', 'close');
   guard(res, status, hasHandlerEnded);
   // Not the middleware's own `next`: inside a nested router it would go on with the wrong URL, and skip the router's handlers.
-  errorHandlers.run(res, () => (req.next ?? next)(error));
+  runErrorHandlers(res, () => (req.next ?? next)(error));
+}
+
+let running = 0;
+
+/** Runs error handlers so that what they write can be told from what the old handler still writes. */
+export function runErrorHandlers(res: Response, call: () => void): void {
+  running++;
+  res.once('close', () => {
+    running--;
+    // As long as it is in use, it costs every promise of the process.
+    if (running === 0) errorHandlers.disable();
+  });
+  errorHandlers.run(res, call);
+}
+
+/** Whether it is an error handler that runs; not certain if it is false, since a context can be lost. */
+export function isErrorHandler(res: Response): boolean {
+  return errorHandlers.getStore() === res;
 }
 
 function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
   const overrides = new Overrides(res);
   let mayEnd = !hasHandlerEnded;
 
-  const isForeign = (): boolean => errorHandlers.getStore() !== res;
+  const isForeign = (): boolean => !isErrorHandler(res);
   let current = status;
   Object.defineProperties(res, {
     // To the old handler its response has gone. Express's final handler, if a late error of it gets there, must not touch the headers.
@@ -62,33 +80,22 @@ function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
   const dropOrCut = (): void => {
     if (!mayEnd && !res.writableEnded) cutConnection(res);
   };
-  const neverSucceed = (): void => {
-    if (isSuccess(current)) current = status;
-  };
-
   for (const name of ['setHeader', 'setHeaders', 'appendHeader', 'removeHeader']) wrap(name, refuseHeader);
+  // Node makes every head by it, also one that nobody has asked for.
   wrap('writeHead', refuseHeader, (args) => {
     if (isSuccess(Number(args[0]))) args[0] = status;
   });
-  wrap('flushHeaders', () => {}, neverSucceed);
-  wrap(
-    'write',
-    () => {
-      dropOrCut();
-      // `true`: a source that is piped here flows to its end instead of waiting.
-      return true;
-    },
-    neverSucceed,
-  );
-  wrap(
-    'end',
-    () => {
-      dropOrCut();
-      mayEnd = false;
-      return res;
-    },
-    neverSucceed,
-  );
+  wrap('flushHeaders', () => {});
+  wrap('write', () => {
+    dropOrCut();
+    // `true`: a source that is piped here flows to its end instead of waiting.
+    return true;
+  });
+  wrap('end', () => {
+    dropOrCut();
+    mayEnd = false;
+    return res;
+  });
 }
 
 function statusOf(error: unknown): number {

@@ -8,6 +8,8 @@ export interface Level {
   readonly isOver: boolean;
   /** Set on a savepoint while which statements of another level have run. */
   holdsOthers?: boolean;
+  /** Tells whoever waits for a savepoint that it will never end. */
+  abandon?(error: unknown): void;
 }
 
 /** The savepoints of a transaction that were begun and have not ended. */
@@ -31,6 +33,11 @@ export class OpenSavepoints {
       'Statements of the session ran while a savepoint (session.transaction()) was open, and were rolled back with it. ' +
         'Await it before you go on, or run them on the transaction that it passes to its callback.',
     );
+  }
+
+  /** The session has ended. */
+  abandon(error: unknown): void {
+    for (const savepoint of this.open) savepoint.abandon?.(error);
   }
 
   /** A statement that runs while a savepoint of another level is open lives and dies with that savepoint. */

@@ -1,12 +1,14 @@
-import type { Request } from 'express';
+import type { Request, Response } from 'express';
 import type { Knex } from 'knex';
 import type { Connection } from './connection';
 import { isGone, onClose } from './disconnect';
+import { isErrorHandler } from './error-response';
 import { SessionClosedError } from './errors';
 import { KnexFace, ownerOf } from './knex-face';
 import { type CommitAt, describe, mustBeSync, type ResolvedOptions, valueFor } from './options';
 import { report } from './report';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
+import { cutConnection } from './response-hold';
 import { SessionScope } from './scope';
 import { type Decision, Transaction, type TransactionOwner } from './transaction';
 
@@ -24,6 +26,9 @@ const registry = globalThis as { [PROPERTIES]?: Set<string> };
 registry[PROPERTIES] ??= new Set();
 const properties = registry[PROPERTIES];
 
+const SESSIONS = Symbol.for('express-knex-session.sessions');
+type UsedBy = { [SESSIONS]?: RequestSession[] };
+
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
  * Until the first statement nothing is watched and nothing is wrapped.
@@ -33,6 +38,8 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   private readonly face: KnexFace;
   private commitAt: CommitAt | undefined;
   private gate: ResponseGate | undefined;
+  /** Set when an error of the request has rolled the session back. */
+  private failure: { readonly error: unknown; isPassedOn: boolean } | undefined;
 
   constructor(
     readonly mount: Mount,
@@ -48,12 +55,14 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     properties.add(property);
   }
 
-  /** All sessions of a request. */
-  static *of(req: Request): Generator<RequestSession> {
+  /** All sessions of a request: those that have been used, wherever they are now, and those that are attached to it. */
+  static of(req: Request, res: Response): RequestSession[] {
+    const sessions = new Set((res as UsedBy)[SESSIONS]);
     for (const property of properties) {
       const owner = ownerOf((req as unknown as Record<string, unknown>)[property]);
-      if (owner && 'mount' in owner) yield owner as RequestSession;
+      if (owner && 'mount' in owner) sessions.add(owner as RequestSession);
     }
+    return [...sessions];
   }
 
   // What the transaction asks for.
@@ -72,7 +81,16 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   onFirstUse(): void {
     this.assertUsable();
     const { req, res } = this.exchange;
-    this.commitAt = valueFor('commitAt', this.mount.options.commitAt, req);
+    (res as UsedBy)[SESSIONS] ??= [];
+    (res as UsedBy)[SESSIONS]?.push(this);
+    onClose(req, res, () => this.onClose());
+    try {
+      this.commitAt = valueFor('commitAt', this.mount.options.commitAt, req);
+    } catch (error) {
+      // The handler may swallow it, and must not answer with a success then.
+      this.gate = ResponseGate.keep(this.exchange, this);
+      throw error;
+    }
     if (this.commitAt === 'finish') {
       res.once('finish', () => this.settleAfterFinish());
     } else {
@@ -82,7 +100,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
       }
       this.gate = ResponseGate.keep(this.exchange, this);
     }
-    onClose(req, res, () => this.onClose());
   }
 
   onError(error: unknown): void {
@@ -97,6 +114,10 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   async settle(isBeginning: boolean, hasFailed: boolean): Promise<void> {
+    if (this.failure) {
+      await this.settleFailed(this.failure);
+      return;
+    }
     const because = isBeginning ? RESPONSE_HAS_BEGUN : RESPONSE_HAS_ENDED;
     let decision: Decision;
     try {
@@ -114,13 +135,38 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     report(this.mount.knex, this.mount.options.onError, error, this.exchange.req);
   }
 
-  /** An error is on its way to the error handlers. What the response has decided before it stands. */
-  async fail(error: unknown): Promise<void> {
-    if (this.gate?.settling) await this.gate.settling;
-    else {
-      await this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
-      this.gate?.fail();
-    }
+  /**
+   * An error is on its way to the error handlers: rolls back, unless the response has been decided before.
+   *
+   * @returns nothing if there is nothing to wait for; else whether the error has been passed on meanwhile
+   */
+  fail(error: unknown): Promise<boolean> | undefined {
+    const { gate } = this;
+    if (gate?.settling) return gate.settling.then(() => false);
+    if (this.commitAt === 'finish' && this.exchange.res.writableEnded) return undefined;
+    const rolledBack = this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
+    if (!this.scope.transaction.isUsed) return undefined;
+    const failure = { error, isPassedOn: false };
+    this.failure = failure;
+    return rolledBack.then(async () => {
+      if (gate?.settling) {
+        await gate.settling;
+        return true;
+      }
+      failure.isPassedOn = true;
+      gate?.fail();
+      return false;
+    });
+  }
+
+  /** A response to a request that has failed. */
+  private async settleFailed({ error, isPassedOn }: { error: unknown; isPassedOn: boolean }): Promise<void> {
+    const { res } = this.exchange;
+    const isTheirs = isErrorHandler(res);
+    await this.scope.settle('rollback', AN_ERROR_WAS_PASSED_ON).catch(() => {});
+    if (!isPassedOn) throw error;
+    // Error handlers answer as they like. A success of anybody else would be a lie.
+    if (!isTheirs && this.decide() === 'commit') cutConnection(res);
   }
 
   private decide(): Decision {
@@ -133,6 +179,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   private onClose(): void {
     // Once the response is decided upon, a COMMIT is left to finish; after the response, there is nothing left to do.
     if (this.gate?.settling || this.scope.transaction.isSettled) return;
+    if (this.commitAt === 'finish' && this.exchange.res.writableFinished) return;
     this.scope.settle('rollback', CLIENT_HAS_GONE).catch(() => {});
   }
 

@@ -20,6 +20,11 @@ export interface GateKeeper {
   report(error: unknown): void;
 }
 
+interface Failure {
+  readonly error: unknown;
+  readonly keeper: GateKeeper;
+}
+
 /** The request and its response, as the middleware was given them. */
 export interface Exchange {
   readonly req: Request;
@@ -253,11 +258,11 @@ export class ResponseGate {
         if (isDestroyRequested) res.destroy();
         letSocketGo();
       },
-      (error) => {
+      ({ error, keeper }: Failure) => {
         leave();
         this.overrides.remove({ force: true });
         if (hasStreamed) {
-          this.cut(error);
+          this.cut(error, keeper);
           letSocketGo();
           return;
         }
@@ -268,16 +273,16 @@ export class ResponseGate {
   }
 
   private async settle(isBeginning: boolean): Promise<void> {
-    let failure: { readonly error: unknown } | undefined;
+    let failure: Failure | undefined;
     for (const keeper of this.keepers) {
       try {
         await keeper.settle(isBeginning, failure !== undefined);
       } catch (error) {
         if (failure) keeper.report(error);
-        failure ??= { error };
+        failure ??= { error, keeper };
       }
     }
-    if (failure) throw failure.error;
+    if (failure) throw failure;
   }
 
   private replay(): void {
@@ -324,8 +329,8 @@ export class ResponseGate {
   }
 
   /** Bytes have left: only a broken connection says that they are not the whole truth. */
-  private cut(error: unknown): void {
-    this.keepers[0]?.report(error);
+  private cut(error: unknown, keeper = this.keepers[0]): void {
+    keeper?.report(error);
     cutConnection(this.res);
   }
 }

@@ -49,6 +49,10 @@ export class Savepoint extends Scope {
     return result;
   }
 
+  abandon(error: unknown): void {
+    this.rejectExecution(error);
+  }
+
   isCompleted(): boolean {
     return this.isEnded || this.parent.isCompleted();
   }
@@ -66,8 +70,7 @@ export class Savepoint extends Scope {
     if (this.isEnded) return;
     this.isEnded = true;
     try {
-      await this.send(`RELEASE SAVEPOINT ${this.txid};`);
-      this.transaction.savepoints.released(this);
+      await this.send(`RELEASE SAVEPOINT ${this.txid};`, () => this.transaction.savepoints.released(this));
     } catch (error) {
       // Left as it is, the failed savepoint would take the whole transaction with it.
       if (!this.parent.isOver) await this.rollBackTo().catch(() => {});
@@ -94,9 +97,8 @@ export class Savepoint extends Scope {
 
   private async execute(container: Container): Promise<unknown> {
     if (this.parent.isOver) throw savepointOver();
-    await this.send(`SAVEPOINT ${this.txid};`);
+    await this.send(`SAVEPOINT ${this.txid};`, () => this.transaction.savepoints.begun(this));
     if (this.parent.isOver) throw savepointOver();
-    this.transaction.savepoints.begun(this);
     const result = callSafely(container, this.face);
     if (isThenable(result)) {
       // executionPromise tells of a failure.
@@ -111,15 +113,16 @@ export class Savepoint extends Scope {
   }
 
   private async rollBackTo(): Promise<void> {
-    await this.send(`ROLLBACK TO SAVEPOINT ${this.txid}`);
-    this.transaction.noteRolledBack(this, this.abortedBefore);
+    await this.send(`ROLLBACK TO SAVEPOINT ${this.txid}`, () => this.transaction.noteRolledBack(this, this.abortedBefore));
   }
 
-  private async send(sql: string): Promise<void> {
+  /** @param note takes note of it before anyone else's turn comes, be it COMMIT's */
+  private async send(sql: string, note: () => void): Promise<void> {
     const { transaction } = this;
     const lease = await transaction.lease(this, true);
     try {
       await transaction.query(lease, this.client, { sql });
+      note();
     } finally {
       transaction.returnLease(lease);
     }

@@ -1,4 +1,5 @@
 import type { ErrorRequestHandler, NextFunction, Request, Response } from 'express';
+import { runErrorHandlers } from './error-response';
 import { RequestSession } from './request-session';
 
 /**
@@ -24,8 +25,14 @@ export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: u
       { cause: mistaken },
     );
   }
-  return async function sessionErrorHandlerHandler(error: unknown, req: Request, _res: Response, next: NextFunction): Promise<void> {
-    for (const session of RequestSession.of(req)) await session.fail(error);
-    next(error);
+  return function sessionErrorHandlerHandler(error: unknown, req: Request, res: Response, next: NextFunction): void {
+    // All at once: while one is rolled back, the old handler may still send a success, and another would commit.
+    const failing = RequestSession.of(req, res).flatMap((session) => session.fail(error) ?? []);
+    const passOn = (): void => runErrorHandlers(res, () => next(error));
+    if (failing.length === 0) passOn();
+    else {
+      // A response that the old handler has tried to send meanwhile has brought the error to the error handlers already.
+      void Promise.all(failing).then((areTold) => areTold.includes(true) || passOn());
+    }
   };
 }

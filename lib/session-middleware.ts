@@ -3,7 +3,7 @@ import type { NextFunction, Request, RequestHandler, Response } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
 import { SessionError } from './errors';
-import { isSession } from './knex-face';
+import { isSession, ownerOf } from './knex-face';
 import { resolveOptions, type SessionOptions, sameOptions } from './options';
 import { type Mount, RequestSession } from './request-session';
 import { earlyHeaders } from './response-head';
@@ -44,7 +44,7 @@ export function sessionMiddleware(knex: Knex, options?: SessionOptions): Request
     const holder = req as unknown as Record<string, unknown>;
     const taken = holder[property];
     if (taken !== undefined && taken !== null) {
-      next(whyRefused(mount, taken, req));
+      next(whyRefused(mount, taken));
       return;
     }
     const session = new RequestSession(mount, { req, res, next, earlyHeaders: earlyHeaders(res) });
@@ -74,11 +74,12 @@ export function getSession(req: IncomingMessage, property = 'session'): Session 
 }
 
 /** A second middleware finds the session of the first: that one owns it, if they agree. */
-function whyRefused(mount: Mount, taken: unknown, req: Request): TypeError | undefined {
+function whyRefused(mount: Mount, taken: unknown): TypeError | undefined {
   const { property } = mount.options;
-  for (const { mount: owner, scope } of RequestSession.of(req)) {
-    if (scope.face !== taken) continue;
-    if (owner.knex === mount.knex && sameOptions(owner.options, mount.options)) return undefined;
+  const session = ownerOf(taken);
+  if (session && 'mount' in session) {
+    const { knex, options } = (session as RequestSession).mount;
+    if (knex === mount.knex && sameOptions(options, mount.options)) return undefined;
     return new TypeError(
       `sessionMiddleware is mounted twice with the property '${property}' and another Knex instance or other options. ` +
         "Mount it once, or give the second one a property of its own: { property: 'other' }.",

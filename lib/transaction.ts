@@ -63,6 +63,11 @@ export class Transaction {
 
   constructor(readonly owner: TransactionOwner) {}
 
+  /** Whether a statement was ever asked for. */
+  get isUsed(): boolean {
+    return this.opening !== undefined;
+  }
+
   get isSettled(): boolean {
     return this.settlement !== undefined;
   }
@@ -161,6 +166,7 @@ export class Transaction {
       const connection = this.connection;
       this.connection = undefined;
       connection?.release(this.disposedBecause);
+      this.savepoints.abandon(this.closed);
     }
   }
 
@@ -170,7 +176,7 @@ export class Transaction {
     const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.savepoints.leftOpen(this.abortedBy);
     if (failure !== undefined || this.rollbackOnly) {
       await this.rollback();
-      if (this.rollbackOnly) return;
+      if (this.rollbackOnly && this.outcome !== 'unknown') return;
       throw failure;
     }
     if (!connection?.hasBegun) return;
@@ -205,8 +211,13 @@ export class Transaction {
   }
 
   private async take(): Promise<Connection> {
-    this.owner.onFirstUse();
     let connection: Connection;
+    try {
+      this.owner.onFirstUse();
+    } catch (error) {
+      this.failure = error;
+      throw error;
+    }
     try {
       connection = await this.owner.connect();
     } catch (error) {

@@ -1,0 +1,147 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import * as expressKnexSession from 'express-knex-session';
+import { errorStatuses } from '../lib/errors';
+import { optionDefinitions } from '../lib/options';
+import { examples, headings, readme, sectionOf, tableOf } from './support/readme';
+import { root, TypeScript } from './support/typescript';
+
+const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+
+describe('the README', () => {
+  it('says in its first sentence what it is, and what it is not', () => {
+    const [title, sentence] = readme.split('\n\n');
+    expect(title).toBe(`# ${manifest.name}`);
+    expect(sentence).toContain('not a login-session store');
+    expect(sentence?.match(/\.(?= |$)/g)).toHaveLength(1);
+  });
+
+  it('has its sections in the order in which a reader needs them', () => {
+    expect(headings).toEqual([
+      'The promises',
+      'Two commands',
+      'What happens at the end of a request',
+      'Options',
+      'TypeScript',
+      'With express-session',
+      'One router only',
+      'Errors by code',
+      'Why a session per request',
+      '4xx that must persist',
+      'Limits',
+    ]);
+    expect(readme.indexOf('```ts')).toBeLessThan(readme.indexOf('## The promises'));
+  });
+
+  it('makes each promise a headline', () => {
+    const promises = [...sectionOf('The promises').matchAll(/^### (.+)$/gm)].map(([, promise]) => promise);
+    expect(promises).toEqual(['No lie', 'No leak', 'No waste', 'No surprise', 'Cheaper than by hand']);
+  });
+
+  it('names commands that there are', () => {
+    for (const [, script = ''] of readme.matchAll(/npm (?:run )?(start|test|bench)\b/g)) expect(manifest.scripts).toHaveProperty(script);
+    expect(sectionOf('Two commands')).toContain('npm ci && npm start');
+    expect(sectionOf('Two commands')).toContain('npm ci && npm test');
+    const install = sectionOf('Two commands')
+      .match(/npm install (.+)/)?.[1]
+      ?.split(' ');
+    const peers = Object.keys(manifest.peerDependencies).filter((peer) => !manifest.peerDependenciesMeta?.[peer]?.optional);
+    expect(install?.sort()).toEqual([manifest.name, ...peers].sort());
+  });
+
+  it('has no dead links to itself or to files', () => {
+    const anchors = new Set(
+      headings.map(
+        (heading) =>
+          `#${heading
+            .toLowerCase()
+            .replace(/[^\w -]/g, '')
+            .replaceAll(' ', '-')}`,
+      ),
+    );
+    for (const [, target = ''] of readme.matchAll(/\]\(([^)]+)\)/g)) {
+      if (target.startsWith('#')) expect(anchors).toContain(target);
+      else if (!target.startsWith('https://')) expect([target, existsSync(join(root, target))]).toEqual([target, true]);
+    }
+  });
+});
+
+describe("the README's table of options", () => {
+  const rows = tableOf('Options');
+
+  it('has all that there are, and no other', () => {
+    expect(rows.map(([name]) => name)).toEqual(Object.keys(optionDefinitions).map((name) => `\`${name}\``));
+  });
+
+  it.each(Object.entries(optionDefinitions))('tells the default and the kind of %s', (name, definition) => {
+    const [, shown, perRequest] = rows.find(([cell]) => cell === `\`${name}\``) ?? [];
+    const { default: value } = definition;
+    if (typeof value === 'string') expect(shown).toBe(`\`'${value}'\``);
+    else if (typeof value === 'function') expect(value.toString()).toContain(shown?.slice(1, -1));
+    else expect(shown).toBe("Knex's logger");
+    expect(perRequest).toBe(definition.perRequest ? 'yes' : definition.isValid(() => true) ? '-' : 'no');
+  });
+});
+
+describe("the README's table of errors", () => {
+  it('has each code with its status, and no other', () => {
+    const rows = tableOf('Errors by code').map(([code = '', status]) => [code.slice(1, -1), Number(status)]);
+    expect(rows).toEqual(Object.entries(errorStatuses));
+  });
+
+  it('says for each what happened and what to do', () => {
+    for (const row of tableOf('Errors by code')) expect(row.map((cell) => cell.length > 0)).toEqual([true, true, true, true]);
+  });
+
+  it('is the only place that codes come from', () => {
+    for (const [code] of readme.matchAll(/\bERR_\w+/g)) expect(errorStatuses).toHaveProperty(code);
+  });
+});
+
+describe("the README's TypeScript examples", () => {
+  /** What an example may use of those before it, or of the reader's app. */
+  const ambient = `
+    import type expressModule from 'express';
+    import type { Express, RequestHandler } from 'express';
+    import type * as ours from 'express-knex-session';
+    import type { Knex } from 'knex';
+    declare global {
+      const express: typeof expressModule;
+      const knex: Knex;
+      const app: Express;
+      const hash: (password: string) => string;
+      ${Object.keys(expressKnexSession)
+        .map((name) => `const ${name}: typeof ours.${name};`)
+        .join('\n')}
+    }
+  `;
+  const registers = (code: string) => code.includes('interface Register');
+  const asFiles = (chosen: typeof examples) =>
+    Object.fromEntries(
+      chosen.map(({ code }) => [`example-${examples.findIndex((example) => example.code === code)}.ts`, `${code}\nexport {};\n`]),
+    );
+
+  let typescript: TypeScript;
+  beforeAll(async () => {
+    typescript = await TypeScript.open();
+  });
+  afterAll(() => typescript.close());
+
+  it('compile', async () => {
+    const files = asFiles(examples.filter(({ code }) => !registers(code) && !code.includes("from 'express-session'")));
+    expect(Object.keys(files).length).toBeGreaterThan(8);
+    expect(await typescript.compile({ type: 'module', files: { 'ambient.d.ts': ambient, ...files } })).toBe('');
+  });
+
+  it('compile where another property is registered, beside express-session', async () => {
+    const files = asFiles(examples.filter(({ code }) => registers(code) || code.includes("from 'express-session'")));
+    expect(Object.keys(files)).toHaveLength(2);
+    expect(await typescript.compile({ type: 'module', files: { 'ambient.d.ts': ambient, ...files } })).toBe('');
+  });
+
+  it('import by name what there is, and show each function at least once', () => {
+    const code = examples.map(({ code }) => code).join('\n');
+    for (const name of ['sessionMiddleware', 'sessionErrorHandler', 'withSession', 'getSession', 'SessionError'])
+      expect(code).toContain(name);
+  });
+});
