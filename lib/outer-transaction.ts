@@ -84,7 +84,7 @@ export class OuterTransaction implements Connection {
 
   release(): void {
     // A statement that Knex has given up still runs: ROLLBACK TO waits behind it, and the next savepoint behind that.
-    if (!this.savepoint.isCompleted()) this.savepoint.rollback();
+    if (!this.savepoint.isCompleted()) this.rollback().catch(() => {});
   }
 
   cancel(): Promise<unknown> {

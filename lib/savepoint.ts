@@ -10,8 +10,6 @@ export type Container = (transaction: Session) => unknown;
 /** A savepoint: what `session.transaction()` opens. */
 export class Savepoint extends Scope {
   private isEnded = false;
-  /** The transaction is as healthy after ROLLBACK TO as it was before SAVEPOINT. */
-  private readonly abortedBefore = this.transaction.abortedBy;
 
   private constructor(
     override readonly parent: Scope,
@@ -113,7 +111,7 @@ export class Savepoint extends Scope {
   }
 
   private async rollBackTo(): Promise<void> {
-    await this.send(`ROLLBACK TO SAVEPOINT ${this.txid}`, () => this.transaction.noteRolledBack(this, this.abortedBefore));
+    await this.send(`ROLLBACK TO SAVEPOINT ${this.txid}`, () => this.transaction.noteRolledBack(this));
   }
 
   /** @param note takes note of it before anyone else's turn comes, be it COMMIT's */

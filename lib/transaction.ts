@@ -238,6 +238,8 @@ export class Transaction {
     lease.isRunning = true;
     try {
       const result = await send(connection);
+      // A transaction that has failed takes nothing but ROLLBACK TO: this one is healthy, whatever was before.
+      this.abortedBy = undefined;
       if (!isRead(statement)) this.savepoints.noteStatement(lease.level);
       return result;
     } catch (error) {
@@ -302,8 +304,7 @@ export class Transaction {
   }
 
   /** A savepoint has been rolled back. */
-  noteRolledBack(savepoint: Level, abortedBefore: unknown): void {
-    this.abortedBy = abortedBefore;
+  noteRolledBack(savepoint: Level): void {
     this.failure ??= this.savepoints.rolledBack(savepoint);
   }
 
