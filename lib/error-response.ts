@@ -2,8 +2,16 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import type { NextFunction, Request, Response } from 'express';
 import { cutConnection, Overrides } from './response-hold';
 
-/** Tells what the error handlers write from what the old handler still writes; entered only when a response is replaced. */
-const errorHandlers = new AsyncLocalStorage<Response>();
+/** Tells what the error handlers write from what the old handler still writes; shared by all copies of this package. */
+interface ErrorHandlers {
+  readonly storage: AsyncLocalStorage<Response>;
+  running: number;
+}
+
+const SHARED = Symbol.for('express-knex-session.errorHandlers');
+const shared = globalThis as { [SHARED]?: ErrorHandlers };
+shared[SHARED] ??= { storage: new AsyncLocalStorage(), running: 0 };
+const errorHandlers = shared[SHARED];
 
 /**
  * Lets the application's error handlers answer in place of a response that has been discarded.
@@ -25,22 +33,20 @@ export function answerWithError(
   runErrorHandlers(res, () => (req.next ?? next)(error));
 }
 
-let running = 0;
-
 /** Runs error handlers so that what they write can be told from what the old handler still writes. */
 export function runErrorHandlers(res: Response, call: () => void): void {
-  running++;
+  errorHandlers.running++;
   res.once('close', () => {
-    running--;
+    errorHandlers.running--;
     // As long as it is in use, it costs every promise of the process.
-    if (running === 0) errorHandlers.disable();
+    if (errorHandlers.running === 0) errorHandlers.storage.disable();
   });
-  errorHandlers.run(res, call);
+  errorHandlers.storage.run(res, call);
 }
 
 /** Whether it is an error handler that runs; not certain if it is false, since a context can be lost. */
 export function isErrorHandler(res: Response): boolean {
-  return errorHandlers.getStore() === res;
+  return errorHandlers.storage.getStore() === res;
 }
 
 function guard(res: Response, status: number, hasHandlerEnded: boolean): void {
