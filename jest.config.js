@@ -12,5 +12,6 @@ module.exports = {
   },
   globalSetup: '<rootDir>/__tests__/support/global-setup.mjs',
   globalTeardown: '<rootDir>/__tests__/support/global-teardown.mjs',
+  maxWorkers: 2,
   testTimeout: 20_000,
 };

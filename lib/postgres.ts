@@ -216,7 +216,7 @@ export const FAILED_TRANSACTION = '25P02';
 /** 40003 statement_completion_unknown. */
 export const COMPLETION_UNKNOWN = '40003';
 
-const QUOTED_OR_COMMENT = /e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*|\/\*.*?\*\//gis;
+const QUOTED_OR_COMMENT = /(?<!\w)e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*|\/\*.*?\*\//gis;
 const CONTROL =
   /(?:^|;)\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!(?:\s+(?:work|transaction))?\s+to\b))\b/i;
 

@@ -19,15 +19,13 @@ export interface Mount {
 }
 
 /**
- * Where sessions may be attached, by any copy of this package. A list on each request would cost it more than its session does.
+ * Where sessions may be attached, and those that have been used, by any copy of this package. A list on each request would cost it
+ * more than its session does.
  */
-const PROPERTIES = Symbol.for('express-knex-session.properties');
-const registry = globalThis as { [PROPERTIES]?: Set<string> };
-registry[PROPERTIES] ??= new Set();
-const properties = registry[PROPERTIES];
-
-const SESSIONS = Symbol.for('express-knex-session.sessions');
-type UsedBy = { [SESSIONS]?: RequestSession[] };
+const REGISTRY = Symbol.for('express-knex-session.registry');
+const shared = globalThis as { [REGISTRY]?: { properties: Set<string>; used: WeakMap<Response, RequestSession[]> } };
+shared[REGISTRY] ??= { properties: new Set(), used: new WeakMap() };
+const { properties, used } = shared[REGISTRY];
 
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
@@ -57,7 +55,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   /** All sessions of a request: those that have been used, wherever they are now, and those that are attached to it. */
   static of(req: Request, res: Response): RequestSession[] {
-    const sessions = new Set((res as UsedBy)[SESSIONS]);
+    const sessions = new Set(used.get(res));
     for (const property of properties) {
       const owner = ownerOf((req as unknown as Record<string, unknown>)[property]);
       if (owner && 'mount' in owner) sessions.add(owner as RequestSession);
@@ -81,8 +79,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   onFirstUse(): void {
     this.assertUsable();
     const { req, res } = this.exchange;
-    (res as UsedBy)[SESSIONS] ??= [];
-    (res as UsedBy)[SESSIONS]?.push(this);
+    used.set(res, [...(used.get(res) ?? []), this]);
     onClose(req, res, () => this.onClose());
     try {
       this.commitAt = valueFor('commitAt', this.mount.options.commitAt, req);
@@ -138,11 +135,12 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   /**
    * An error is on its way to the error handlers: rolls back, unless the response has been decided before.
    *
-   * @returns nothing if there is nothing to wait for; else whether the error has been passed on meanwhile
+   * @returns nothing if there is nothing to wait for; `'decided'` if the response was; `'passed on'` if the old handler has tried to send
+   *   a response meanwhile, which has brought the error to the error handlers
    */
-  fail(error: unknown): Promise<boolean> | undefined {
+  fail(error: unknown): Promise<'decided' | 'passed on' | 'rolled back'> | undefined {
     const { gate } = this;
-    if (gate?.settling) return gate.settling.then(() => false);
+    if (gate?.settling) return gate.settling.then(() => 'decided');
     if (this.commitAt === 'finish' && this.exchange.res.writableEnded) return undefined;
     const rolledBack = this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
     if (!this.scope.transaction.isUsed) return undefined;
@@ -151,11 +149,11 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     return rolledBack.then(async () => {
       if (gate?.settling) {
         await gate.settling;
-        return true;
+        return 'passed on';
       }
       failure.isPassedOn = true;
       gate?.fail();
-      return false;
+      return 'rolled back';
     });
   }
 

@@ -28,11 +28,12 @@ export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: u
   return function sessionErrorHandlerHandler(error: unknown, req: Request, res: Response, next: NextFunction): void {
     // All at once: while one is rolled back, the old handler may still send a success, and another would commit.
     const failing = RequestSession.of(req, res).flatMap((session) => session.fail(error) ?? []);
-    const passOn = (): void => runErrorHandlers(res, () => next(error));
-    if (failing.length === 0) passOn();
+    if (failing.length === 0) next(error);
     else {
-      // A response that the old handler has tried to send meanwhile has brought the error to the error handlers already.
-      void Promise.all(failing).then((areTold) => areTold.includes(true) || passOn());
+      void Promise.all(failing).then((fates) => {
+        if (fates.includes('decided')) next(error);
+        else if (!fates.includes('passed on')) runErrorHandlers(res, () => next(error));
+      });
     }
   };
 }
