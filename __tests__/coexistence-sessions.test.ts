@@ -169,17 +169,18 @@ describe('when two copies of the package meet on one request (74)', () => {
   });
 
   it('has one owner if both are mounted with the same options, and a named error otherwise (34)', async () => {
-    const onError = () => {};
+    // Each copy has a default of its own for shouldCommit: another option, as far as they can tell.
+    const options = { onError: () => {}, shouldCommit: () => true };
     const handler: Handler = async (req, res) => {
       await req.session('entries').insert({ name: 'a' });
       res.end('ok');
     };
-    const same = await apps.gated(handler, { onError, after: (app) => app.use(copy.sessionMiddleware(apps.knex, { onError })) });
+    const same = await apps.gated(handler, { ...options, after: (app) => app.use(copy.sessionMiddleware(apps.knex, options)) });
     expect(await get(same.url)).toMatchObject({ status: 200, body: 'ok' });
     expect(await apps.names()).toEqual(['a']);
     const different = await apps.gated(handler, {
-      onError,
-      after: (app) => app.use(copy.sessionMiddleware(apps.knex, { commitAt: 'end' })),
+      ...options,
+      after: (app) => app.use(copy.sessionMiddleware(apps.knex, { ...options, commitAt: 'end' })),
     });
     const answer = await get(different.url);
     expect(answer).toMatchObject({ status: 500 });

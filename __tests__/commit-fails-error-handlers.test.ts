@@ -3,7 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { ErrorRequestHandler, Request, Response } from 'express';
 import { sessionErrorHandler, sessionMiddleware } from 'express-knex-session';
 import { get } from './support/http';
-import { answerErrors, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { answerErrors, flavours, type Handler, insert, useLedger } from './support/ledger';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -12,7 +12,7 @@ const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
   const { express, route } = flavour;
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   describe('when the error handlers answer a failed COMMIT', () => {
     const refused: Handler = async (req, res) => {

@@ -2,7 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { ErrorRequestHandler } from 'express';
 import { sessionErrorHandler } from 'express-knex-session';
 import { get, keepAliveAgent } from './support/http';
-import { answerErrors, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { answerErrors, flavours, type Handler, insert, useLedger } from './support/ledger';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
@@ -11,7 +11,7 @@ const failure = Object.assign(new Error('late'), { status: 418 });
 
 describe.each(flavours)('on $version', (flavour) => {
   const { route } = flavour;
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(route(handler)), options);
+  const serve = ledger.serving(flavour);
   /** What the same handler gives without this package. */
   const servePlain = (handler: Handler) => ledger.listen(flavour.express().use(route(handler)));
 

@@ -1,7 +1,7 @@
 import type { Response } from 'express';
 import { sessionErrorHandler, sessionMiddleware, TransactionAbortedError } from 'express-knex-session';
 import { get, keepAliveAgent, RawClient } from './support/http';
-import { answerErrors, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { answerErrors, flavours, insert, useLedger } from './support/ledger';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -10,7 +10,7 @@ const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
   const { express, route } = flavour;
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   // Scenario 19.
   describe('when a deferred constraint fails at COMMIT', () => {
@@ -78,6 +78,18 @@ describe.each(flavours)('on $version', (flavour) => {
       const gone = ['x-late', 'location', 'last-modified', 'expires', 'content-language', 'content-disposition'];
       expect(Object.keys(headers).filter((name) => gone.includes(name))).toEqual([]);
       expect(headers['etag']).not.toBe('"1"');
+    });
+
+    it("takes the handler's status message back", async () => {
+      const { port } = await serve(async (req, res) => {
+        await insert(req, 'a', 'fail');
+        res.statusMessage = 'Mine';
+        res.status(201).end();
+      });
+      const client = await RawClient.connect(port);
+      client.get('/', 'Connection: close');
+      await client.closed;
+      expect(client.received).toMatch(/^HTTP\/1\.1 500 Internal Server Error\r\n/);
     });
 
     it('takes cookies and caching back even if they were set before the first statement', async () => {

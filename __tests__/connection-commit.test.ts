@@ -146,6 +146,14 @@ describe('when the connection is lost while COMMIT is in flight (22)', () => {
     await expectUnknown();
   });
 
+  it('says so if the answer is one to something else', async () => {
+    bench.proxy.onFrontend((message) => {
+      if (isSql(message, 'COMMIT;')) message.bytes.write('SELECT;', message.bytes.indexOf('COMMIT;'));
+    });
+    await expectUnknown();
+    expect(await bench.stored()).toEqual([]);
+  });
+
   describe('because the server ends the connection', () => {
     beforeAll(() =>
       bench.database.admin.raw(`

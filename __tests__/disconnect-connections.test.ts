@@ -2,14 +2,14 @@ import { once } from 'node:events';
 import type express from 'express';
 import { keepAliveAgent, post, RawClient } from './support/http';
 import { meetingPoint, waysToLeave } from './support/leaving';
-import { flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { flavours, insert, useLedger } from './support/ledger';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
 const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options);
+  const serve = ledger.serving(flavour);
   const callFrom = async (port: number, path = '/') => (await RawClient.connect(port)).get(path);
 
   describe('when the server is shut down while an error handler hangs', () => {

@@ -3,7 +3,7 @@ import { pipeline } from 'node:stream/promises';
 import type express from 'express';
 import { RawClient } from './support/http';
 import { meetingPoint, waysToLeave } from './support/leaving';
-import { controlOf, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { controlOf, flavours, insert, useLedger } from './support/ledger';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -11,7 +11,7 @@ failOnWarnings();
 const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options);
+  const serve = ledger.serving(flavour);
   const callFrom = async (port: number, path = '/') => (await RawClient.connect(port)).get(path);
 
   describe.each(waysToLeave)('when the client disconnects (%s)', (_, leave) => {

@@ -1,6 +1,6 @@
 import { type Session, withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
-import { inRequest, inSession, Ledger, plainly, type Way } from './support/knex';
+import { caught, inRequest, inSession, insert, Ledger, plainly, UNCHANGED, type Way } from './support/knex';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 import { startWireProxy } from './support/wire-proxy';
@@ -8,14 +8,7 @@ import { startWireProxy } from './support/wire-proxy';
 // What a session does on purpose in another way than a Knex.Transaction. Each test shows both.
 failOnWarnings();
 const ledger = Ledger.forTests();
-const UNCHANGED = ['Ann', 'Bob', 'Cid'];
 
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
-const caught = (promise: PromiseLike<unknown>) =>
-  promise.then(
-    () => 'no error',
-    (error: any) => error,
-  );
 const sessions = Object.entries({ inSession, inRequest });
 
 /** Opens a transaction that ends by its own commit() or rollback() only. */

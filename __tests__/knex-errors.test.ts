@@ -1,13 +1,13 @@
 import { SessionError, withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
-import { inRequest, inSession, Ledger, plainly, type Way } from './support/knex';
+import { inRequest, inSession, insert, Ledger, plainly, type Way } from './support/knex';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
+import { startWireProxy } from './support/wire-proxy';
 
 failOnWarnings();
 const ledger = Ledger.forTests();
 
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
 const ways = Object.entries({ plainly, inSession, inRequest });
 
 describe('when a statement fails', () => {
@@ -133,17 +133,24 @@ describe('when a statement takes longer than its timeout', () => {
     5_000,
   );
 
-  it("rolls back when the cancelled statement's error is swallowed, and says so", async () => {
-    const work = withSession(ledger.knex, async (session) => {
+  it('rolls back when the error of the cancelled statement is swallowed, and says so, however late that comes', async () => {
+    const proxy = await startWireProxy(ledger.url);
+    const knex = ledger.connect({ connection: proxy.url });
+    let letPass = () => {};
+    const held = new Promise<void>((resolve) => {
+      letPass = resolve;
+    });
+    proxy.onBackend(({ type, text }) => (type === 'E' && text === '57014' ? held : undefined));
+    const work = withSession(knex, async (session) => {
       await insert(session, 'x');
-      await session
-        .raw('select pg_sleep(10)')
-        .timeout(20, { cancel: true })
-        .catch(() => {});
+      const slow = session.raw('select pg_sleep(10)').timeout(20, { cancel: true });
+      await slow.catch(() => void setImmediate(() => setImmediate(letPass)));
     });
 
     await expect(work).rejects.toMatchObject({ code: 'ERR_TRANSACTION_ABORTED', cause: { code: '57014' } });
     expect(await ledger.names()).toEqual(['Ann', 'Bob', 'Cid']);
+    await knex.destroy();
+    await proxy.close();
   }, 5_000);
 
   it('runs what comes after a cancelled statement in a savepoint, once that has been rolled back', async () => {

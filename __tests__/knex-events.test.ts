@@ -1,7 +1,6 @@
 import { EventEmitter } from 'node:events';
 import { withSession } from 'express-knex-session';
-import type { Knex } from 'knex';
-import { comparable, inRequest, inSession, Ledger, plainly, type Way } from './support/knex';
+import { comparable, inRequest, inSession, insert, Ledger, plainly, type Way } from './support/knex';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
@@ -23,7 +22,6 @@ function hear(emitter: Emitter, heard: Heard[] = []): Heard[] {
   return heard;
 }
 
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
 const sqlOf = (heard: Heard[]) => heard.filter(([event]) => event === 'query').map(([, sql]) => comparable(sql));
 
 /** Statements on two levels; one fails, and its savepoint is rolled back. Everything is heard on every level. */

@@ -1,11 +1,10 @@
 import type { Knex } from 'knex';
-import { Ledger, type Use } from './support/knex';
+import { insert, Ledger, type Use } from './support/knex';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
 const ledger = Ledger.forTests();
 
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
 const failure = new RangeError('no');
 
 /** What a promise became, for uses that go on after a failure. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Request, Response } from 'express';
 import { sessionErrorHandler, sessionMiddleware } from 'express-knex-session';
 import { get, request } from './support/http';
-import { controlOf, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { controlOf, flavours, type Handler, insert, useLedger } from './support/ledger';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -13,7 +13,7 @@ const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
   const { express, route } = flavour;
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   // Scenario 1.
   describe('when the session is never used', () => {

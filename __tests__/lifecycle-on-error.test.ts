@@ -11,7 +11,7 @@ describe.each(flavours)('on $version', (flavour) => {
   const serve = async (handler: Handler, options?: SessionOptions) => {
     const reported: { error: any; url: string | undefined }[] = [];
     const onError = (error: unknown, req?: { originalUrl: string }) => reported.push({ error, url: req?.originalUrl });
-    const served = await ledger.serve(flavour, (app) => app.use(flavour.route(handler)), { ...options, onError });
+    const served = await ledger.serving(flavour)(handler, { ...options, onError });
     return { ...served, reported };
   };
 

@@ -4,7 +4,7 @@ import type { Request, RequestHandler, Response } from 'express';
 import { getSession, type Session, SessionError, sessionErrorHandler, sessionMiddleware } from 'express-knex-session';
 import { expressSession as loginSession } from './support/express-session';
 import { get, keepAliveAgent } from './support/http';
-import { answerErrors, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { answerErrors, flavours, type Handler, insert, useLedger } from './support/ledger';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -13,7 +13,7 @@ const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
   const { express, route } = flavour;
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   // Scenario 32.
   describe('when a session is used outside of its request', () => {

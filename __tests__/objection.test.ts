@@ -3,14 +3,13 @@ import { getSession, sessionErrorHandler, sessionMiddleware, withSession } from 
 import type { Knex } from 'knex';
 import { initialize, Model, type ModelClass, raw, ref, transaction, UniqueViolationError } from 'objection';
 import { get, listen, post } from './support/http';
-import { answerError, Ledger, type Use } from './support/knex';
+import { answerError, Ledger, UNCHANGED, type Use } from './support/knex';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
 // Scenario 75.
 failOnWarnings();
 const ledger = Ledger.forTests();
-const UNCHANGED = ['Ann', 'Bob', 'Cid'];
 
 class Payment extends Model {
   static override tableName = 'payments';
@@ -189,6 +188,17 @@ describe('when models are bound to several sessions', () => {
     await withSession(knex, async (later) => expect(Person.bindKnex(later).knex()).toBe(later));
   });
 
+  it('never shares one with the outer transaction that the session is made of', async () => {
+    await ledger.knex.transaction(async (outer) => {
+      const before = Person.bindKnex(outer);
+      await withSession(outer, async (session) => {
+        expect(Person.bindKnex(session)).not.toBe(before);
+        expect(Person.bindKnex(session).knex() === (session as Knex)).toBe(true);
+      });
+      expect(Person.bindKnex(outer)).toBe(before);
+    });
+  });
+
   it('has relations bound to the same session', async () => {
     await withSession(ledger.knex, async (session) => {
       const relation = Person.bindKnex(session).getRelation('payments') as unknown as { relatedModelClass: typeof Model };
@@ -199,19 +209,24 @@ describe('when models are bound to several sessions', () => {
 
 describe('when requests run at once', () => {
   it('keeps each in its own transaction', async () => {
-    let arrived = 0;
+    // All have written before one reads, and read before one commits.
+    const arrived = { written: 0, read: 0 };
+    const meet = async (at: keyof typeof arrived) => {
+      arrived[at]++;
+      await eventually(() => expect(arrived[at]).toBe(6));
+    };
     const app = express()
       .use(sessionMiddleware(ledger.knex))
       .post('/:name', async (req, res) => {
         const session = getSession(req);
         const Bound = Person.bindKnex(session);
         await Bound.query().insertGraph({ name: req.params.name, payments: [{ amount: 1 }] } as object);
-        arrived++;
-        await eventually(() => expect(arrived).toBe(6));
+        await meet('written');
         const names = (await Person.query(session).withGraphFetched('payments').where('id', '>', 3)).map(({ name, payments }) => [
           name,
           payments?.length,
         ]);
+        await meet('read');
         res.status(req.params.name.startsWith('bad') ? 400 : 201).json(names);
       })
       .use(sessionErrorHandler(), answerError);

@@ -1,5 +1,5 @@
 import { get, RawClient } from './support/http';
-import { controlOf, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { controlOf, flavours, type Handler, insert, useLedger } from './support/ledger';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -7,7 +7,7 @@ failOnWarnings();
 const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   /** With what began and ended transactions on the wire. */
   const serveCounted = async (handler: Handler) => {

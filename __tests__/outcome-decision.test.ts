@@ -7,7 +7,7 @@ failOnWarnings();
 const ledger = useLedger();
 
 describe.each(flavours)('on $version', (flavour) => {
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   // Scenario 13.
   describe('when shouldCommit decides', () => {

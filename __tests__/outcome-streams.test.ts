@@ -18,7 +18,7 @@ async function sendRows(req: Request, res: Response): Promise<void> {
 }
 
 describe.each(flavours)('on $version', (flavour) => {
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options);
+  const serve = ledger.serving(flavour);
   const failures: [string, Handler, ServeOptions][] = [
     [
       'throws, and the default error handler cuts the connection',

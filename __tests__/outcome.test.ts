@@ -1,7 +1,8 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { ErrorRequestHandler, Response } from 'express';
 import { sessionErrorHandler } from 'express-knex-session';
 import { get, RawClient } from './support/http';
-import { express4Flavour, flavours, type Handler, insert, type ServeOptions, useLedger } from './support/ledger';
+import { express4Flavour, flavours, type Handler, insert, useLedger } from './support/ledger';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
@@ -10,7 +11,7 @@ const ledger = useLedger();
 const used = () => poolUsage(ledger.knex).used;
 
 describe.each(flavours)('on $version', (flavour) => {
-  const serve = (handler: Handler, options?: ServeOptions) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options);
+  const serve = ledger.serving(flavour);
 
   describe('when the response says success', () => {
     // Scenarios 8 and 9.
@@ -55,6 +56,47 @@ describe.each(flavours)('on $version', (flavour) => {
       expect(client.received).toMatch(/^HTTP\/1\.1 (2|3)/);
       expect(await ledger.stored()).toEqual(['a']);
       await client.destroy();
+    });
+  });
+
+  // Hazard 22.
+  describe('when the handler does not await its statements', () => {
+    const later = async (turn: Promise<unknown>, ...[req, id]: Parameters<typeof insert>) => {
+      await turn;
+      await insert(req, id);
+    };
+    it('commits those that were issued before its response, and behind it in the same turn of the event loop', async () => {
+      const { url } = await serve((req, res) => {
+        insert(req, 'before').catch(() => {});
+        res.sendStatus(201);
+        insert(req, 'behind').catch(() => {});
+        later(Promise.resolve(), req, 'in a microtask').catch(() => {});
+      });
+      expect(await get(url)).toMatchObject({ status: 201 });
+      expect(await ledger.stored()).toEqual(['before', 'behind', 'in a microtask']);
+    });
+
+    it('answers with an error if one of them fails', async () => {
+      const { url } = await serve((req, res) => {
+        for (const id of ['same', 'same']) insert(req, id).catch(() => {});
+        res.sendStatus(201);
+      });
+      expect(await get(url)).toMatchObject({ status: 500, body: expect.stringContaining('ERR_TRANSACTION_ABORTED') });
+      expect(await ledger.stored()).toEqual([]);
+    });
+
+    it('refuses by name those that come a turn later', async () => {
+      let refusal: unknown;
+      const { url } = await serve((req, res) => {
+        insert(req, 'before').catch(() => {});
+        res.sendStatus(201);
+        later(nextTurn().then(nextTurn), req, 'late').catch((error) => {
+          refusal = error;
+        });
+      });
+      expect(await get(url)).toMatchObject({ status: 201 });
+      await eventually(() => expect(refusal).toMatchObject({ code: 'ERR_SESSION_CLOSED' }));
+      expect(await ledger.stored()).toEqual(['before']);
     });
   });
 

@@ -3,21 +3,13 @@ import express from 'express';
 import { getSession, type Session, sessionErrorHandler, sessionMiddleware, withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
 import { get, type Listening, listen, post, RawClient } from './support/http';
-import { answerError, Ledger } from './support/knex';
+import { answerError, caught, insert, Ledger, UNCHANGED } from './support/knex';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
 // Scenarios 48 and 69: an app whose requests all run in one outer transaction, as in a test that rolls everything back.
 failOnWarnings();
 const ledger = Ledger.forTests();
-const UNCHANGED = ['Ann', 'Bob', 'Cid'];
-
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
-const caught = async (promise: PromiseLike<unknown>): Promise<any> =>
-  promise.then(
-    () => 'no error',
-    (error: any) => error,
-  );
 
 const kinds: [string, (knex: Knex) => Promise<{ outer: Knex.Transaction; end(how: 'commit' | 'rollback'): Promise<unknown> }>][] = [
   [

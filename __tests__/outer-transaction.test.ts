@@ -1,32 +1,15 @@
 import { withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
-import { comparable, Ledger } from './support/knex';
+import { caught, comparable, insert, Ledger, outers, UNCHANGED } from './support/knex';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
 // Scenario 48: a transaction in place of `knex`; see outer-transaction-http.test.ts for requests.
 failOnWarnings();
 const ledger = Ledger.forTests();
-const UNCHANGED = ['Ann', 'Bob', 'Cid'];
 const failure = new RangeError('no');
 
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
 const namesIn = (trx: Knex): PromiseLike<string[]> => trx('people').orderBy('name').pluck('name');
-const caught = async (promise: PromiseLike<unknown>): Promise<any> =>
-  promise.then(
-    () => 'no error',
-    (error: any) => error,
-  );
-
-/** Ways to have an outer transaction; each rejects, and rolls back, if the work does. */
-type Outer = <T>(knex: Knex, work: (outer: Knex.Transaction) => Promise<T>) => Promise<T>;
-const outers: [string, Outer][] = [
-  ['a Knex.Transaction', (knex, work) => knex.transaction(work)],
-  ['a savepoint of a Knex.Transaction', (knex, work) => knex.transaction((trx) => trx.transaction(work))],
-  ['a session', (knex, work) => withSession(knex, work)],
-  ['a savepoint of a session', (knex, work) => withSession(knex, (session) => session.transaction(work))],
-  ['a session in a Knex.Transaction', (knex, work) => knex.transaction((trx) => withSession(trx, work))],
-];
 
 describe.each(outers)('when a session is made of %s', (_name, outer) => {
   it('is a savepoint in it: stored when that commits', async () => {
@@ -225,6 +208,18 @@ describe.each(outers)('when a session is made of %s', (_name, outer) => {
     expect(await ledger.names()).toEqual([...UNCHANGED, 'after']);
   });
 
+  it('is stored after an error that a savepoint made by hand has undone', async () => {
+    await outer(ledger.knex, (trx) =>
+      withSession(trx, async (session) => {
+        await session.raw('SAVEPOINT mine');
+        await caught(insert(session, 'Ann'));
+        await session.raw('ROLLBACK TO SAVEPOINT mine');
+        await insert(session, 'x');
+      }),
+    );
+    expect(await ledger.names()).toEqual([...UNCHANGED, 'x']);
+  });
+
   it('refuses a raw COMMIT, which would end the outer one', async () => {
     await outer(ledger.knex, async (trx) => {
       await expect(withSession(trx, (session) => session.raw('COMMIT'))).rejects.toMatchObject({ code: 'ERR_TRANSACTION_CONTROL' });
@@ -260,20 +255,4 @@ describe.each(outers)('when a session is made of %s', (_name, outer) => {
     expect(errors[1].code).toMatch(/^ERR_SESSION_/);
     expect(causes).toContain('25P02');
   });
-});
-
-// At the end: if it fails, its transaction stays open and is in the way of all that comes.
-describe.each(outers)('when a statement exceeds its timeout in a session made of %s', (_name, outer) => {
-  it('lets the next one run', async () => {
-    const knex = ledger.connect({ log: { warn() {}, error() {} } });
-    await outer(knex, async (trx) => {
-      const slow = withSession(trx, async (session) => {
-        await insert(session, 'x');
-        await session.raw('select pg_sleep(0.1)').timeout(10);
-      });
-      await expect(slow).rejects.toMatchObject({ name: 'KnexTimeoutError' });
-      await withSession(trx, (session) => insert(session, 'y'));
-    });
-    expect(await ledger.names()).toEqual([...UNCHANGED, 'y']);
-  }, 5_000);
 });

@@ -1,21 +1,14 @@
 import { withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
-import { Ledger } from './support/knex';
+import { caught, insert, Ledger, UNCHANGED } from './support/knex';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
 // Statements that come to a savepoint too late, or that belong to another level than the one that is open.
 failOnWarnings();
 const ledger = Ledger.forTests();
-const UNCHANGED = ['Ann', 'Bob', 'Cid'];
 const failure = new RangeError('no');
 
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
-const caught = async (promise: PromiseLike<unknown>): Promise<any> =>
-  promise.then(
-    () => 'no error',
-    (error: any) => error,
-  );
 /** Lets other promises go on, some steps. */
 const steps = async (count: number) => {
   for (let i = 0; i < count; i++) await null;
@@ -242,18 +235,24 @@ describe('when a statement of the session runs while a savepoint is open (hazard
 
 describe('when the session ends while a savepoint is open', () => {
   it('refuses what the savepoint still does', async () => {
-    const seen: any[] = [];
+    const seen: Record<string, unknown> = {};
     await withSession(ledger.knex, async (session) => {
-      const work = session.transaction(async (inner) => {
-        await insert(inner, 'x');
-        await session.rollback(failure);
-        seen.push(inner.isCompleted(), await caught(insert(inner, 'y')));
+      let savepoint: Promise<unknown> | undefined;
+      await new Promise<void>((resolve) => {
+        savepoint = caught(
+          session.transaction(async (inner) => {
+            await insert(inner, 'x');
+            await session.rollback(failure);
+            Object.assign(seen, { isCompleted: inner.isCompleted(), statement: await caught(insert(inner, 'y')) });
+            resolve();
+          }),
+        );
       });
-      seen.push(await caught(work), await caught(session.executionPromise));
+      Object.assign(seen, { savepoint: await savepoint, session: await caught(session.executionPromise) });
     }).catch(() => {});
 
     const closed = expect.objectContaining({ code: 'ERR_SESSION_CLOSED' });
-    expect(seen).toEqual([true, closed, closed, failure]);
+    expect(seen).toEqual({ isCompleted: true, statement: closed, savepoint: closed, session: failure });
     expect(await ledger.names()).toEqual(UNCHANGED);
   });
 

@@ -1,22 +1,13 @@
 import express, { type RequestHandler } from 'express';
 import { getSession, type Session, sessionErrorHandler, sessionMiddleware, withSession } from 'express-knex-session';
-import type { Knex } from 'knex';
 import { get, listen } from './support/http';
-import { answerError, Ledger } from './support/knex';
+import { answerError, caught, insert, Ledger, UNCHANGED } from './support/knex';
 import { poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
 const ledger = Ledger.forTests();
-const UNCHANGED = ['Ann', 'Bob', 'Cid'];
 const failure = new RangeError('no');
-
-const insert = (trx: Knex, name: string) => trx('people').insert({ name });
-const caught = (promise: PromiseLike<unknown>) =>
-  promise.then(
-    () => 'no error',
-    (error: any) => error,
-  );
 
 afterEach(() => expect(poolUsage(ledger.knex)).toMatchObject({ used: 0, pendingAcquires: 0 }));
 

@@ -177,18 +177,22 @@ describe('when a statement is not awaited', () => {
   });
 
   describe('and it is a savepoint', () => {
-    it('stores all of it or refuses all of it, by name', async () => {
-      const end = await fire((session) =>
-        session.transaction(async (trx) => {
-          await insert(trx as Session, 'a');
-          await insert(trx as Session, 'b');
-        }),
-      );
-      if (end === 'done') expect(await bench.stored()).toEqual(['awaited', 'a', 'b']);
-      else {
-        expect(end).toEqual(closed);
-        expect(await bench.stored()).toEqual(['awaited']);
-      }
+    it('answers 500, by name, and stores nothing of the request', async () => {
+      const fate = new Fate();
+      const answer = await bench.answer(async (req, res) => {
+        await insert(req.session, 'awaited');
+        fate.of(
+          req.session.transaction(async (trx) => {
+            await insert(trx as Session, 'a');
+            await insert(trx as Session, 'b');
+          }),
+        );
+        res.status(201).end();
+      });
+      expect(await fate.ended.promise).toEqual(closed);
+      expect(answer.status).toBe(500);
+      expect(bench.errors).toMatchObject([{ code: 'ERR_SAVEPOINT_OPEN' }]);
+      expect(await bench.stored()).toEqual([]);
     });
 
     it('answers 500, by name, and stores nothing, if it is half done', async () => {

@@ -37,12 +37,34 @@ export const inRequest: Way = async (knex, work) => {
   return outcome?.value;
 };
 
+/** Ways to have an outer transaction; each rejects, and rolls back, if the work does. */
+export type Outer = <T>(knex: Knex, work: (outer: Knex.Transaction) => Promise<T>) => Promise<T>;
+export const outers: [string, Outer][] = [
+  ['a Knex.Transaction', (knex, work) => knex.transaction(work)],
+  ['a savepoint of a Knex.Transaction', (knex, work) => knex.transaction((trx) => trx.transaction(work))],
+  ['a session', (knex, work) => withSession(knex, work)],
+  ['a savepoint of a session', (knex, work) => withSession(knex, (session) => session.transaction(work))],
+  ['a session in a Knex.Transaction', (knex, work) => knex.transaction((trx) => withSession(trx, work))],
+];
+
 /** Sends what went wrong, so that a test can see it from the outside. */
 export const answerError: express.ErrorRequestHandler = (error, _req, res, _next) => {
   res.status(error.status ?? 500).json({ code: error.code, message: error.message, cause: error.cause?.message });
 };
 
-/** A database with people of Ann (10), Bob (20) and Cid (30), and no payments; the same before every test. */
+/** What is stored when a test begins. */
+export const UNCHANGED = ['Ann', 'Bob', 'Cid'];
+
+export const insert = (trx: Knex, name: string) => trx('people').insert({ name });
+
+/** The error of a promise that rejects, to look at. */
+export const caught = async (promise: PromiseLike<unknown>): Promise<any> =>
+  promise.then(
+    () => 'no error',
+    (error: unknown) => error,
+  );
+
+/** A database with people, Ann (10), Bob (20) and Cid (30), and no payments; the same before every test. */
 export class Ledger {
   knex!: Knex;
   private database!: TestDatabase;

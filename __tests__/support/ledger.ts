@@ -66,6 +66,8 @@ export interface Ledger {
   readonly knex: Knex;
   /** The application of most tests: middleware, routes, sessionErrorHandler, an error handler that answers with the code. */
   serve(flavour: Flavour, routes: (app: Express) => void, options?: ServeOptions): Promise<Served>;
+  /** The same, where one handler answers every request. */
+  serving(flavour: Flavour): (handler: Handler, options?: ServeOptions) => Promise<Served>;
   /** Listens until the end of the test. */
   listen(app: Express): Promise<Listening>;
   /** The ids in the database, as everybody sees them. */
@@ -88,6 +90,7 @@ export function useLedger(poolSize = 5): Ledger {
   const servers: Listening[] = [];
   const pools: Knex[] = [];
   const proxies: WireProxy[] = [];
+  const held: HeldCommits[] = [];
 
   const isClean = (pool = knex): Promise<void> =>
     eventually(async () => {
@@ -101,6 +104,7 @@ export function useLedger(poolSize = 5): Ledger {
     knex = database.knex({ pool: { min: 0, max: poolSize }, log: quiet });
   });
   afterEach(async () => {
+    for (const { release } of held.splice(0)) await release();
     for (const server of servers.splice(0)) await server.close();
     for (const proxy of proxies) proxy.onFrontend(undefined);
     const leaks: unknown[] = [];
@@ -133,6 +137,7 @@ export function useLedger(poolSize = 5): Ledger {
       for (const handler of errorHandlers ?? [sessionErrorHandler(), answerErrors(errors)]) app.use(handler);
       return Object.assign(await ledger.listen(app), { errors });
     },
+    serving: (flavour) => (handler, options) => ledger.serve(flavour, (app) => app.use(flavour.route(handler)), options),
     async listen(app) {
       const listening = await listen(app);
       servers.push(listening);
@@ -142,7 +147,7 @@ export function useLedger(poolSize = 5): Ledger {
     async holdCommits() {
       const holder = await database.admin.transaction();
       await holder.raw(`SELECT pg_advisory_xact_lock(${HELD_COMMITS})`);
-      return {
+      const holding: HeldCommits = {
         waiting: (count = 1) =>
           eventually(async () => {
             const waiting = await database
@@ -152,9 +157,11 @@ export function useLedger(poolSize = 5): Ledger {
             expect(waiting).toHaveLength(count);
           }),
         async release() {
-          await holder.commit();
+          if (!holder.isCompleted()) await holder.commit();
         },
       };
+      held.push(holding);
+      return holding;
     },
     async killBackend() {
       const { rows } = await database.admin.raw(
@@ -206,7 +213,7 @@ export function openTransactions(admin: Knex): Promise<unknown[]> {
 const quiet: Knex.Logger = {
   error: () => {},
   warn: (message) => {
-    if (!message.startsWith('Connection Error')) console.warn(message);
+    if (!/^(Acquire c|C)onnection error/i.test(message)) console.warn(message);
   },
 };
 
