@@ -16,6 +16,10 @@ export interface Level {
 export class OpenSavepoints {
   private readonly open = new Set<Level>();
 
+  get areOpen(): boolean {
+    return this.open.size > 0;
+  }
+
   begun(savepoint: Level): void {
     this.open.add(savepoint);
   }
@@ -49,7 +53,7 @@ export class OpenSavepoints {
 
   /** @returns the error if a savepoint has not ended by the end of the session */
   leftOpen(abortedBy: unknown): SessionError | undefined {
-    if (this.open.size === 0) return undefined;
+    if (!this.areOpen) return undefined;
     return new SessionError(
       'ERR_SAVEPOINT_OPEN',
       'A savepoint (session.transaction()) was still open at the end of the session, so the session was rolled back. ' +

@@ -170,10 +170,8 @@ export class ResponseGate {
         ),
       );
     }
-    Object.defineProperty(res, 'writableEnded', {
-      configurable: true,
-      get: () => this.phase === 'held' || Reflect.get(Object.getPrototypeOf(res), 'writableEnded', res),
-    });
+    // It stays true: the real end follows, unless the response is discarded. (A getter of its own would slow down all of `res`.)
+    Object.defineProperty(res, 'writableEnded', { configurable: true, value: true });
     return res;
   }
 
@@ -316,6 +314,7 @@ export class ResponseGate {
   private discard(error: unknown): void {
     const { res, exchange, hasHandlerEnded } = this;
     this.phase = 'discarded';
+    delete (res as { writableEnded?: boolean }).writableEnded;
     this.queue = [];
     for (const source of this.sources) source.unpipe(res);
     this.savedHead.restore();

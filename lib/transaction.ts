@@ -158,7 +158,7 @@ export class Transaction {
         this.isAbandoned = true;
         this.close(because);
         // A connection that is still on its way is given back when it comes. A statement that runs is waited for.
-        this.giveUp?.(this.closed);
+        if (this.connection === undefined) this.giveUp?.(this.closed);
         if (this.connection) await this.queue.drained();
         await this.rollback();
       }
@@ -166,7 +166,7 @@ export class Transaction {
       const connection = this.connection;
       this.connection = undefined;
       connection?.release(this.disposedBecause);
-      this.savepoints.abandon(this.closed);
+      if (this.savepoints.areOpen) this.savepoints.abandon(this.closed);
     }
   }
 
