@@ -114,7 +114,7 @@ describe.each(flavours)('on $version', (flavour) => {
     });
 
     it('answers 503 ERR_SESSION_UNAVAILABLE when the pool gives up', async () => {
-      const knex = ledger.pool({ pool: { min: 0, max: 1 }, acquireConnectionTimeout: 50 });
+      const knex = ledger.pool({ pool: { min: 0, max: 1 }, acquireConnectionTimeout: 500 });
       const taken = await knex.transaction();
       const { url, errors } = await serve(async (req, res) => void res.json(await insert(req, 'a')), { knex });
       expect(await get(url)).toMatchObject({ status: 503, body: expect.stringContaining('ERR_SESSION_UNAVAILABLE') });

@@ -9,6 +9,8 @@ import { failOnWarnings } from './support/warnings';
 import { bothOf, type WayToEnd, waysToEnd } from './support/ways-to-end';
 
 failOnWarnings();
+// Some 5 seconds together; much longer on a machine that is busy with other things.
+jest.setTimeout(60_000);
 const ledger = useLedger(5);
 const seed = Number(process.env['SEED'] ?? Date.now() % 1_000_000);
 
