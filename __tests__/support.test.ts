@@ -145,8 +145,18 @@ describe('the wire proxy', () => {
     const { processID, secretKey } = client as unknown as { processID: number; secretKey: number };
     const cancelRequest = Buffer.alloc(16);
     for (const [index, word] of [16, 80877102, processID, secretKey].entries()) cancelRequest.writeInt32BE(word, index * 4);
-    const socket = connect(Number(new URL(proxy.url).port), '127.0.0.1');
-    socket.end(cancelRequest);
+    let isCancelled = false;
+    sleeping.then(
+      () => {
+        isCancelled = true;
+      },
+      () => {},
+    );
+    // One that comes before the server has begun the statement has no effect.
+    await eventually(() => {
+      connect(Number(new URL(proxy.url).port), '127.0.0.1').end(cancelRequest);
+      expect(isCancelled).toBe(true);
+    });
     await sleeping;
     expect(proxy.frontend.map(({ type }) => type)).toContain('CancelRequest');
   });

@@ -12,7 +12,7 @@ export function poolUsage(knex: Knex): PoolUsage {
 }
 
 /** Tries an assertion until it passes; the only way in which a test may wait for something that emits no event. */
-export async function eventually<T>(assertion: () => T | Promise<T>, timeoutMs = 2_000): Promise<T> {
+export async function eventually<T>(assertion: () => T | Promise<T>, timeoutMs = 5_000): Promise<T> {
   const deadline = performance.now() + timeoutMs;
   for (;;) {
     try {
