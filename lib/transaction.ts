@@ -36,7 +36,6 @@ export interface TransactionOwner {
  */
 export class Transaction {
   outcome: Outcome = 'unused';
-  readonly savepoints = new OpenSavepoints();
   /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
   abortedBy: unknown;
   /** Why ROLLBACK could not be sent, or was not answered; the connection is destroyed then. */
@@ -59,7 +58,9 @@ export class Transaction {
   private isAbandoned = false;
 
   private readonly queue = new StatementQueue();
-  private readonly streams = new OpenStreams();
+  // Made when they are needed: most sessions have neither, and many are never used.
+  private streams: OpenStreams | undefined;
+  private openSavepoints: OpenSavepoints | undefined;
 
   constructor(readonly owner: TransactionOwner) {}
 
@@ -84,7 +85,12 @@ export class Transaction {
   }
 
   get hasOpenStream(): boolean {
-    return this.streams.areOpen;
+    return this.streams?.areOpen ?? false;
+  }
+
+  get savepoints(): OpenSavepoints {
+    this.openSavepoints ??= new OpenSavepoints();
+    return this.openSavepoints;
   }
 
   /** Takes part in the transaction, when it is its turn; every lease must be returned. */
@@ -124,6 +130,7 @@ export class Transaction {
       destroyStream(stream, closedError);
       throw closedError;
     }
+    this.streams ??= new OpenStreams();
     await this.streams.feed(stream, (closed) =>
       this.run(lease, statement, (connection) =>
         Promise.race([connection.stream(client, statement, lease.level.txid, stream, options), closed]),
@@ -166,14 +173,14 @@ export class Transaction {
       const connection = this.connection;
       this.connection = undefined;
       connection?.release(this.disposedBecause);
-      if (this.savepoints.areOpen) this.savepoints.abandon(this.closed);
+      if (this.openSavepoints?.areOpen) this.openSavepoints.abandon(this.closed);
     }
   }
 
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
   private async commit(): Promise<void> {
     const connection = this.connection;
-    const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.savepoints.leftOpen(this.abortedBy);
+    const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.openSavepoints?.leftOpen(this.abortedBy);
     if (failure !== undefined || this.rollbackOnly) {
       await this.rollback();
       if (this.rollbackOnly && this.outcome !== 'unknown') return;
@@ -240,7 +247,7 @@ export class Transaction {
       const result = await send(connection);
       // A transaction that has failed takes nothing but ROLLBACK TO: this one is healthy, whatever was before.
       this.abortedBy = undefined;
-      if (!isRead(statement)) this.savepoints.noteStatement(lease.level);
+      if (this.openSavepoints?.areOpen && !isRead(statement)) this.openSavepoints.noteStatement(lease.level);
       return result;
     } catch (error) {
       failed = error;
@@ -316,7 +323,7 @@ export class Transaction {
   private close(because: string): void {
     this.closedBecause = because;
     // A stream that nobody reads to its end would be waited for without end.
-    if (this.streams.areOpen) this.streams.destroy(new SessionClosedError(because));
+    if (this.streams?.areOpen) this.streams.destroy(new SessionClosedError(because));
   }
 }
 
