@@ -146,7 +146,7 @@ describe('when withSession is called in the wrong way', () => {
       const error = await calling(async () => {}, options);
       expect(error).toBeInstanceOf(TypeError);
       expect(error.message).toContain(`\`${Object.keys(options)[0]}\``);
-      expect(error.message).toMatch(/ withSession\(\) takes: onError\.$/);
+      expect(error.message).toMatch(/ withSession\(\) takes: acquireTimeout, transactionTimeout, settleTimeout, onError\.$/);
     },
   );
 

@@ -107,7 +107,7 @@ describe('when the pool is exhausted', () => {
       ),
     );
     const client = (await RawClient.connect(Number(url.port))).get(url.pathname);
-    await waiting(bench, 1).catch(() => {});
+    await eventually(() => expect(bench.knex.client.pool.numPendingCreates()).toBe(1));
     await client.destroy();
     expect(await fate.promise).toMatchObject({ code: 'ERR_SESSION_CLOSED' });
     bench.proxy.resume();

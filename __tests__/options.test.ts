@@ -25,8 +25,16 @@ const using =
 
 describe('when no options are given', () => {
   it('has the documented defaults', () => {
-    const { property, commitAt, shouldCommit, onError, ...others } = optionDefinitions;
-    expect([property.default, commitAt.default, onError.default, others]).toEqual(['session', 'head', undefined, {}]);
+    const { shouldCommit, ...others } = optionDefinitions;
+    expect(Object.fromEntries(Object.entries(others).map(([name, definition]) => [name, definition.default]))).toEqual({
+      property: 'session',
+      commitAt: 'head',
+      onDisconnect: 'rollback',
+      acquireTimeout: 5_000,
+      transactionTimeout: 30_000,
+      settleTimeout: 10_000,
+      onError: undefined,
+    });
     const answers = [200, 304, 399, 400, 404, 500].map((statusCode) => shouldCommit.default({} as never, { statusCode } as never));
     expect(answers).toEqual([true, true, true, false, false, false]);
   });

@@ -1,8 +1,10 @@
 import type { Transform } from 'node:stream';
+import { cancelUntilReady } from './cancel-request';
 import { CommitUnknownError, SessionUnavailableError, TransactionAbortedError } from './errors';
 import { destroyStream } from './open-streams';
 import {
   COMPLETION_UNKNOWN,
+  endAtOnce,
   isComplete,
   isGivenUp,
   isGroupable,
@@ -43,8 +45,10 @@ export interface Connection {
   rollback(): Promise<void>;
   /** Gives the connection back, or destroys it: if there is a reason to, or if it is not clean. */
   release(reason?: unknown): void;
-  /** Asks Knex to cancel the statement that runs (`.timeout(ms, { cancel: true })`). */
-  cancel(): Promise<unknown>;
+  /** Cancels the statement that runs; resolves when it has ended and nothing can be hit by a late cancel. May take for ever. */
+  cancel(): Promise<void>;
+  /** Ends the connection at once, without a word to the server: whatever runs or waits on it fails. */
+  destroy(reason: Error): void;
 }
 
 /** What a {@link PooledConnection} needs of the Knex instance that it comes from. */
@@ -53,13 +57,15 @@ export interface Pool {
   readonly client: KnexClient;
   /** Gives the connection back; with a reason, it is never handed out again. */
   release(connection: PgConnection, reason: unknown): void;
-  cancel(connection: PgConnection): Promise<unknown>;
+  /** pg's `stream`, as the application has configured it: another way to the server. */
+  readonly streamOption: unknown;
 }
 
 /** A connection of the application's pool, with a transaction of its own. */
 export class PooledConnection implements Connection {
   hasBegun = false;
   lostBecause: unknown;
+  private cancelling: Promise<void> | undefined;
   private readonly whenLost = new Set<() => void>();
 
   /** @param client receives the events of the commands that the session sends itself, as with `knex.transaction()` */
@@ -122,7 +128,12 @@ export class PooledConnection implements Connection {
   }
 
   whenReady(): Promise<boolean> {
-    return this.lostBecause === undefined ? whenReady(this.pg) : Promise.resolve(false);
+    if (this.lostBecause !== undefined) return Promise.resolve(false);
+    const ready = whenReady(this.pg);
+    // A cancel may be under way by then, and would hit what comes next.
+    return this.cancelling === undefined && isReady(this.pg)
+      ? ready
+      : ready.then((isReady) => this.cancelling?.then(() => isReady) ?? isReady);
   }
 
   hasEndedByItself(): boolean {
@@ -158,8 +169,18 @@ export class PooledConnection implements Connection {
     this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean);
   }
 
-  cancel(): Promise<unknown> {
-    return this.pool.cancel(this.pg);
+  cancel(): Promise<void> {
+    if (this.lostBecause !== undefined) return Promise.resolve();
+    this.cancelling ??= cancelUntilReady(this.pg, this.pool.streamOption).then(() => {
+      this.cancelling = undefined;
+    });
+    return this.cancelling;
+  }
+
+  destroy(reason: Error): void {
+    this.lostBecause ??= reason;
+    endAtOnce(this.pg);
+    this.onLost();
   }
 
   /** If its connection is lost, the driver's stream waits for the server to close its cursor: it neither ends nor fails. */

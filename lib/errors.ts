@@ -6,6 +6,7 @@ export const errorStatuses = {
   ERR_TRANSACTION_ABORTED: 500,
   ERR_COMMIT_UNKNOWN: 500,
   ERR_SESSION_UNAVAILABLE: 503,
+  ERR_SESSION_TIMEOUT: 503,
   ERR_SESSION_CLOSED: 500,
   ERR_SESSION_MISSING: 500,
   ERR_SAVEPOINT_OPEN: 500,
@@ -77,14 +78,28 @@ export class CommitUnknownError extends SessionError {
   }
 }
 
-/** `ERR_SESSION_UNAVAILABLE`: no connection could be had, or no transaction begun on it. Nothing was run. */
+/**
+ * `ERR_SESSION_UNAVAILABLE`: no connection could be had within `acquireTimeout`, or no transaction begun on it; or the application is
+ * shutting down (`drain()`). Nothing was stored.
+ */
 export class SessionUnavailableError extends SessionError {
   override readonly name = 'SessionUnavailableError';
-  constructor(cause: unknown) {
+  constructor(
+    cause: unknown,
+    message = 'No database session could be opened: the database is down, its pool is full, or BEGIN failed. See `cause`.',
+  ) {
+    super('ERR_SESSION_UNAVAILABLE', message, cause);
+  }
+}
+
+/** `ERR_SESSION_TIMEOUT`: the transaction was open for longer than `transactionTimeout`, and has been rolled back. */
+export class SessionTimeoutError extends SessionError {
+  override readonly name = 'SessionTimeoutError';
+  constructor(transactionTimeout: number) {
     super(
-      'ERR_SESSION_UNAVAILABLE',
-      'No database session could be opened: the database is down, its pool is full, or BEGIN failed. See `cause`.',
-      cause,
+      'ERR_SESSION_TIMEOUT',
+      `The transaction was open for longer than ${transactionTimeout} ms (transactionTimeout), and has been rolled back. ` +
+        'Do what is slow before the first statement, or raise the limit for this route.',
     );
   }
 }

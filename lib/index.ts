@@ -3,13 +3,16 @@ export {
   SessionClosedError,
   SessionError,
   type SessionErrorCode,
+  SessionTimeoutError,
   SessionUnavailableError,
   TransactionAbortedError,
 } from './errors';
 export type { PropertyName, Register } from './express';
-export type { CommitAt, PerRequest, SessionOptions } from './options';
+export { isRetryable } from './is-retryable';
+export type { SessionStats } from './open-sessions';
+export type { CommitAt, OnDisconnect, PerRequest, SessionOptions } from './options';
 export type { Session } from './session';
 export { sessionErrorHandler } from './session-error-handler';
-export { getSession, sessionMiddleware } from './session-middleware';
+export { getSession, type SessionMiddleware, sessionMiddleware } from './session-middleware';
 export type { Outcome } from './transaction';
 export { type WithSessionOptions, withSession } from './with-session';

@@ -4,7 +4,7 @@ import type { Knex } from 'knex';
 import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
 import { SessionError } from './errors';
 import { OuterTransaction } from './outer-transaction';
-import type { PgConnection, Statement } from './postgres';
+import { endAtOnce, type PgConnection, type Statement } from './postgres';
 import { type Container, Savepoint } from './savepoint';
 import type { Scope } from './scope';
 import type { Session } from './session';
@@ -73,11 +73,13 @@ export class KnexFace {
           if (reason !== undefined) {
             // It is written to Knex's log, so it is not the reason itself, which may hold SQL and has been told to whom it concerns.
             connection.__knex__disposed ??= new Error('A session that failed has destroyed its connection.');
-            connection.end().catch(() => {});
+            endAtOnce(connection);
           }
           pool.release(connection);
         },
-        cancel: (connection) => Promise.resolve((client.cancelQuery as (of: PgConnection) => unknown)(connection)),
+        get streamOption() {
+          return streamOptionOf(client);
+        },
       };
     }
     return this.pool;
@@ -89,12 +91,12 @@ export class KnexFace {
   }
 
   /** Takes a connection from the pool, or a savepoint in the transaction that stands for Knex. */
-  async connect(scope: Scope): Promise<Connection> {
-    if (this.outer) return OuterTransaction.join(this.outer, scope.client);
+  async connect(scope: Scope, isWanted: () => boolean): Promise<Connection> {
+    if (this.outer) return OuterTransaction.join(this.outer, scope.client, streamOptionOf(this.outer.client));
     for (;;) {
       const pg: PgConnection = await this.knex.client.acquireConnection();
       const connection = new PooledConnection(pg, this.poolOf(this.knex.client), scope.client, scope.txid);
-      if (connection.isClean) return connection;
+      if (connection.isClean || !isWanted()) return connection;
       // Knex's own transactions may leave one busy, or in a transaction, and our COMMIT would commit that.
       connection.release();
     }
@@ -128,6 +130,16 @@ export function isSession(value: unknown): value is Session {
 /** Whoever the session was made for. */
 export function ownerOf(value: unknown): TransactionOwner | undefined {
   return isSession(value) ? scopeOf(value).transaction.owner : undefined;
+}
+
+/** pg's `stream`: in Knex's `connection`, or in the pg.Pool that it was given. */
+function streamOptionOf(client: Knex.Client): unknown {
+  const { connectionSettings, config } = client as { connectionSettings?: Streamed; config: { connectionPool?: { options?: Streamed } } };
+  return connectionSettings?.stream ?? config.connectionPool?.options?.stream;
+}
+
+interface Streamed {
+  readonly stream?: unknown;
 }
 
 function contextOf(knex: unknown): object {
@@ -169,8 +181,10 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
     transaction(this: SessionClient, container: Container, config: Knex.TransactionConfig = {}): Promise<unknown> {
       return Savepoint.open(this.scope, container, config, (savepoint) => this.knexFace.dress(savepoint));
     },
-    cancelQuery(lease: Lease): Promise<unknown> {
-      return lease.connection.cancel();
+    /** For `.timeout(ms, { cancel: true })`: its error need not wait for the statement's end, the next statement does. */
+    cancelQuery(lease: Lease): Promise<void> {
+      void lease.connection.cancel();
+      return Promise.resolve();
     },
     destroy: refuseDestroy,
     initializePool: refuseDestroy,
@@ -241,6 +255,9 @@ const sessionProperties: PropertyDescriptorMap = hidden({
 
   get outcome() {
     return scopeOf(this).transaction.outcome;
+  },
+  get signal() {
+    return scopeOf(this).transaction.signal;
   },
   setRollbackOnly(reason?: unknown): void {
     scopeOf(this).transaction.setRollbackOnly(reason);

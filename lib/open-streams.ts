@@ -4,6 +4,8 @@ import type { Transform } from 'node:stream';
 export class OpenStreams {
   /** True if the driver's stream is piped into it, and so has put a listener for errors on it. */
   private readonly streams = new Map<Transform, boolean>();
+  /** When the last row passed, as `performance.now()` tells the time; 0 if none has. */
+  movedAt = 0;
 
   get areOpen(): boolean {
     return this.streams.size > 0;
@@ -16,6 +18,11 @@ export class OpenStreams {
    */
   async feed(stream: Transform, run: (closed: Promise<void>) => Promise<unknown>): Promise<void> {
     this.streams.set(stream, false);
+    const { _transform } = stream;
+    stream._transform = (row, encoding, callback) => {
+      this.movedAt = performance.now();
+      _transform.call(stream, row, encoding, callback);
+    };
     stream.once('pipe', (source: DriverStream) => {
       this.streams.set(stream, true);
       closeOnce(source);

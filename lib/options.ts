@@ -3,6 +3,16 @@ import type { Request, Response } from 'express';
 /** When the session is settled: see {@link SessionOptions.commitAt}. */
 export type CommitAt = 'head' | 'end' | 'finish';
 
+/** What becomes of the work when its client has gone: see {@link SessionOptions.onDisconnect}. */
+export type OnDisconnect = 'rollback' | 'finish';
+
+/** How long a session waits for what, in ms. */
+export interface Limits {
+  readonly acquireTimeout: number;
+  readonly transactionTimeout: number;
+  readonly settleTimeout: number;
+}
+
 /** A value for all requests, or a function that gives it for one; asked at the session's first statement. */
 export type PerRequest<T> = T | ((req: Request) => T);
 
@@ -38,6 +48,40 @@ export interface SessionOptions {
   shouldCommit?: ((req: Request, res: Response) => boolean) | undefined;
 
   /**
+   * What a client that disconnects before the response ends means for the work: it is cancelled and rolled back, or the handler goes on
+   * and its response decides as always.
+   *
+   * @default 'rollback'
+   * @example sessionMiddleware(knex, { onDisconnect: (req) => (req.method === 'GET' ? 'rollback' : 'finish') })
+   */
+  onDisconnect?: PerRequest<OnDisconnect> | undefined;
+
+  /**
+   * How long the first statement may wait for a connection, in ms. Past it: `ERR_SESSION_UNAVAILABLE` (503).
+   *
+   * @default 5000
+   * @example sessionMiddleware(knex, { acquireTimeout: 1_000 })
+   */
+  acquireTimeout?: PerRequest<number> | undefined;
+
+  /**
+   * How long a transaction may stay open, in ms, from the moment it has a connection; 0 is no limit. A stream of rows that moves extends it.
+   * Past it the running statement is cancelled, the work is rolled back, and the client gets `ERR_SESSION_TIMEOUT` (503) if nothing was sent yet.
+   *
+   * @default 30000
+   * @example sessionMiddleware(knex, { transactionTimeout: (req) => (req.path.startsWith('/reports') ? 300_000 : 10_000) })
+   */
+  transactionTimeout?: PerRequest<number> | undefined;
+
+  /**
+   * How long COMMIT or ROLLBACK may take, in ms. Past it the connection is destroyed; a COMMIT without an answer is `ERR_COMMIT_UNKNOWN`.
+   *
+   * @default 10000
+   * @example sessionMiddleware(knex, { settleTimeout: 5_000 })
+   */
+  settleTimeout?: PerRequest<number> | undefined;
+
+  /**
    * Receives the errors that no one else can: a ROLLBACK that failed, a COMMIT that failed after the response was under way.
    *
    * @default the logger of the Knex instance
@@ -56,6 +100,12 @@ interface Definition {
 }
 
 const isFunction = (value: unknown): boolean => typeof value === 'function';
+
+/** Node's timers fire at once for more than this. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+/** Whether a number of milliseconds is one that a timer can wait for. */
+export const isDuration = (value: unknown, from = 1): boolean => typeof value === 'number' && value >= from && value <= LONGEST_TIMER_MS;
+export const aDurationFrom = (from: number): string => `a number of milliseconds from ${from} to ${LONGEST_TIMER_MS}`;
 
 /** The one place that lists the options and their defaults; the README's table is checked against it. */
 export const optionDefinitions = {
@@ -77,6 +127,20 @@ export const optionDefinitions = {
     expected: 'a function (req, res) => boolean',
     perRequest: false,
   },
+  onDisconnect: {
+    default: 'rollback',
+    isValid: (value) => value === 'rollback' || value === 'finish',
+    expected: "'rollback' or 'finish'",
+    perRequest: true,
+  },
+  acquireTimeout: { default: 5_000, isValid: (value) => isDuration(value), expected: aDurationFrom(1), perRequest: true },
+  transactionTimeout: {
+    default: 30_000,
+    isValid: (value) => value === 0 || isDuration(value),
+    expected: `${aDurationFrom(1)}, or 0 for no limit`,
+    perRequest: true,
+  },
+  settleTimeout: { default: 10_000, isValid: (value) => isDuration(value), expected: aDurationFrom(1), perRequest: true },
   onError: { default: undefined, isValid: isFunction, expected: 'a function (error, req) => void', perRequest: false },
 } as const satisfies Record<keyof SessionOptions, Definition>;
 
@@ -91,7 +155,7 @@ export type ResolvedOptions = Pick<SessionOptions, 'onError'> & {
  */
 export function resolveOptions(
   options: SessionOptions | undefined,
-  { of, known = Object.keys(optionDefinitions) }: { of: string; known?: readonly string[] },
+  { of, known = Object.keys(optionDefinitions), hasRequest = true }: { of: string; known?: readonly string[]; hasRequest?: boolean },
 ): ResolvedOptions {
   if (options !== undefined && (typeof options !== 'object' || options === null || Symbol.iterator in options)) {
     throw new TypeError(`Expected options to be an object such as { onError: (error) => ... }, got ${describe(options)}.`);
@@ -102,7 +166,7 @@ export function resolveOptions(
     if (!known.includes(name)) throw unknownOption(name, of, known);
     if (value === undefined) continue;
     const definition: Definition = optionDefinitions[name as keyof typeof optionDefinitions];
-    if (!(definition.perRequest && isFunction(value))) assertValue(name, definition, value);
+    if (!(hasRequest && definition.perRequest && isFunction(value))) assertValue(name, definition, value);
     resolved[name] = value;
   }
   return resolved as unknown as ResolvedOptions;
@@ -118,6 +182,14 @@ export function valueFor<T>(name: keyof typeof optionDefinitions, option: PerReq
   const value = (option as (req: Request) => T)(req);
   assertValue(name, optionDefinitions[name], value, ' to return');
   return value;
+}
+
+export function limitsFor(options: ResolvedOptions, req: Request): Limits {
+  return {
+    acquireTimeout: valueFor('acquireTimeout', options.acquireTimeout, req),
+    transactionTimeout: valueFor('transactionTimeout', options.transactionTimeout, req),
+    settleTimeout: valueFor('settleTimeout', options.settleTimeout, req),
+  };
 }
 
 /** Whether two middlewares were made with the same options, so that one may stand for the other. */

@@ -1,8 +1,10 @@
 import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
+import { cancelUntilReady } from './cancel-request';
 import type { Connection, KnexClient } from './connection';
 import { SessionClosedError, TransactionAbortedError } from './errors';
-import type { Statement } from './postgres';
+import type { PgConnection, Statement } from './postgres';
+import { Lease } from './statement-queue';
 
 /**
  * A session inside someone else's `Knex.Transaction`: a savepoint in it, which Knex opens and ends, one after the other.
@@ -13,12 +15,14 @@ export class OuterTransaction implements Connection {
   readonly lostBecause = undefined;
   /** Whose statement runs, and so whose listeners hear of it. */
   private current: KnexClient | undefined;
-  private lease: unknown;
+  /** What a statement of ours runs on now. */
+  private running: PgConnection | Lease | undefined;
 
   private constructor(
     private readonly savepoint: Knex.Transaction,
     readonly knexUid: string | undefined,
     private readonly client: KnexClient,
+    private readonly streamOption: unknown,
   ) {
     this.current = client;
     for (const event of ['query', 'query-error']) {
@@ -26,13 +30,13 @@ export class OuterTransaction implements Connection {
     }
   }
 
-  static async join(outer: Knex.Transaction, client: KnexClient): Promise<OuterTransaction> {
+  static async join(outer: Knex.Transaction, client: KnexClient, streamOption: unknown): Promise<OuterTransaction> {
     if (outer.isCompleted()) throw new SessionClosedError('the transaction that was given in place of Knex has ended.');
     const savepoint = await outer.transaction();
     // Knex hands a transaction out even if its SAVEPOINT has failed; this promise tells.
     if (savepoint.isCompleted()) await savepoint.executionPromise;
     const connection = await savepoint.client.acquireConnection();
-    const joined = new OuterTransaction(savepoint, connection.__knexUid, client);
+    const joined = new OuterTransaction(savepoint, connection.__knexUid, client, streamOption);
     savepoint.client.releaseConnection(connection);
     return joined;
   }
@@ -46,15 +50,16 @@ export class OuterTransaction implements Connection {
   }
 
   /** Takes the outer connection for one statement only: if the outer transaction is a session, others wait for their turn. */
-  private async run(client: KnexClient, send: (connection: unknown) => Promise<unknown>): Promise<unknown> {
+  private async run(client: KnexClient, send: (connection: PgConnection | Lease) => Promise<unknown>): Promise<unknown> {
     const connection = await this.savepoint.client.acquireConnection();
     this.current = client;
-    this.lease = connection;
+    this.running = connection;
     try {
       return await send(connection);
     } finally {
       // RELEASE and ROLLBACK TO are the session's own.
       this.current = this.client;
+      this.running = undefined;
       this.savepoint.client.releaseConnection(connection);
     }
   }
@@ -87,7 +92,12 @@ export class OuterTransaction implements Connection {
     if (!this.savepoint.isCompleted()) this.rollback().catch(() => {});
   }
 
-  cancel(): Promise<unknown> {
-    return this.savepoint.client.cancelQuery(this.lease);
+  async cancel(): Promise<void> {
+    const { running } = this;
+    if (running instanceof Lease) await running.connection.cancel();
+    else if (running) await cancelUntilReady(running, this.streamOption);
   }
+
+  /** The connection is not ours: its owner goes on to use it, when it can be used. */
+  destroy(): void {}
 }

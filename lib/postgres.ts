@@ -11,6 +11,13 @@ export interface PgConnection {
   readonly readyForQuery?: boolean;
   /** The driver's connection to the wire; pg-native has none. */
   readonly connection?: Wire;
+  // Where it has connected to, and how; the server's key for cancelling.
+  readonly host: string;
+  readonly port: number;
+  readonly ssl?: unknown;
+  readonly sslNegotiation?: string;
+  readonly processID?: number | null;
+  readonly secretKey?: number | null;
   query(query: unknown, callback?: QueryCallback): unknown;
   getTransactionStatus?(): string | null;
   end(): Promise<void>;
@@ -20,7 +27,8 @@ export interface PgConnection {
 
 type QueryCallback = (error: unknown, result?: { command: string }) => void;
 
-interface Wire {
+export interface Wire {
+  readonly stream: { readonly remoteAddress?: string; destroy(): void };
   on(event: 'readyForQuery', listener: (message: { status: string }) => void): unknown;
   parse(message: { text: string }): void;
   bind(message: object): void;
@@ -199,6 +207,12 @@ export function whenReady(connection: PgConnection): Promise<boolean> {
   });
 }
 
+/** Without waiting for anything: what a graceful end waits for may never come on a dead network. */
+export function endAtOnce(connection: PgConnection): void {
+  connection.end().catch(() => {});
+  connection.connection?.stream.destroy();
+}
+
 /** Whether the server itself reported the error; anything else is a failure of the client or of the connection. */
 export function isServerError(error: unknown): error is Error & { code: string } {
   return error instanceof Error && 'severity' in error && typeof (error as { code?: unknown }).code === 'string';
@@ -215,6 +229,12 @@ export const FAILED_TRANSACTION = '25P02';
 
 /** 40003 statement_completion_unknown. */
 export const COMPLETION_UNKNOWN = '40003';
+
+/** 57014 query_canceled: by a CancelRequest of ours, by `pg_cancel_backend`, or by `statement_timeout`. */
+export const QUERY_CANCELED = '57014';
+
+/** 40001 serialization_failure and 40P01 deadlock_detected: the same work may succeed if it is done again (PostgreSQL: mvcc-serialization-failure-handling). */
+export const TRANSIENT_FAILURES: ReadonlySet<unknown> = new Set(['40001', '40P01']);
 
 const QUOTED_OR_COMMENT = /(?<!\w)e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*|\/\*.*?\*\//gis;
 const CONTROL =

@@ -3,9 +3,10 @@ import type { Knex } from 'knex';
 import type { Connection } from './connection';
 import { isGone, onClose } from './disconnect';
 import { isErrorHandler } from './error-response';
-import { SessionClosedError } from './errors';
+import { SessionClosedError, type SessionError } from './errors';
 import { KnexFace, ownerOf } from './knex-face';
-import { type CommitAt, describe, mustBeSync, type ResolvedOptions, valueFor } from './options';
+import type { OpenSessions } from './open-sessions';
+import { type CommitAt, describe, type Limits, limitsFor, mustBeSync, type ResolvedOptions, valueFor } from './options';
 import { report } from './report';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
 import { cutConnection } from './response-hold';
@@ -16,6 +17,7 @@ import { type Decision, Transaction, type TransactionOwner } from './transaction
 export interface Mount {
   readonly knex: Knex;
   readonly options: ResolvedOptions;
+  readonly openSessions: OpenSessions;
 }
 
 /**
@@ -35,6 +37,9 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   readonly scope: SessionScope;
   private readonly face: KnexFace;
   private commitAt: CommitAt | undefined;
+  private letsHandlerFinish: boolean | undefined;
+  private isWatched = false;
+  private isClientGone = false;
   private gate: ResponseGate | undefined;
   /** Set when an error of the request has rolled the session back. */
   private failure: { readonly error: unknown; isPassedOn: boolean } | undefined;
@@ -65,24 +70,29 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   // What the transaction asks for.
 
-  connect(): Promise<Connection> {
-    return this.face.connect(this.scope);
+  connect(isWanted: () => boolean): Promise<Connection> {
+    return this.face.connect(this.scope, isWanted);
   }
 
   assertUsable(): void {
     const { req, res } = this.exchange;
     // The end first: every response is destroyed after it.
     if (res.writableEnded) throw new SessionClosedError(RESPONSE_HAS_ENDED);
-    if (isGone(req, res)) throw new SessionClosedError(CLIENT_HAS_GONE);
+    this.letsHandlerFinish ??= valueFor('onDisconnect', this.mount.options.onDisconnect, req) === 'finish';
+    if (!this.letsHandlerFinish && isGone(req, res)) throw new SessionClosedError(CLIENT_HAS_GONE);
   }
 
-  onFirstUse(): void {
+  onFirstUse(): Limits {
     this.assertUsable();
     const { req, res } = this.exchange;
+    const { options, openSessions } = this.mount;
     used.set(res, [...(used.get(res) ?? []), this]);
-    onClose(req, res, () => this.onClose());
+    this.watch();
+    let limits: Limits;
     try {
-      this.commitAt = valueFor('commitAt', this.mount.options.commitAt, req);
+      limits = limitsFor(options, req);
+      this.commitAt = valueFor('commitAt', options.commitAt, req);
+      openSessions.join(this.scope.transaction);
     } catch (error) {
       // The handler may swallow it, and must not answer with a success then.
       this.gate = ResponseGate.keep(this.exchange, this);
@@ -97,6 +107,30 @@ export class RequestSession implements TransactionOwner, GateKeeper {
       }
       this.gate = ResponseGate.keep(this.exchange, this);
     }
+    return limits;
+  }
+
+  onSignal(): void {
+    this.watch();
+  }
+
+  onInterrupt(reason: SessionError): void {
+    if (this.isClientGone) {
+      this.scope.settle('rollback', CLIENT_HAS_GONE).catch(() => {});
+      return;
+    }
+    const { res } = this.exchange;
+    this.scope.fail(reason, 'it was given up, and its work was rolled back. See `cause`.').catch(() => {});
+    if (this.commitAt === 'finish' && !res.headersSent) this.gate = ResponseGate.keep(this.exchange, this);
+    if (this.gate) this.gate.refuse(reason, this);
+    else {
+      this.report(reason);
+      if (!res.writableEnded) cutConnection(res);
+    }
+  }
+
+  onReleased(): void {
+    this.mount.openSessions.leave(this.scope.transaction);
   }
 
   onError(error: unknown): void {
@@ -111,6 +145,11 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   async settle(isBeginning: boolean, hasFailed: boolean): Promise<void> {
+    const { interruptedBy } = this.scope.transaction;
+    if (interruptedBy && !this.isClientGone) {
+      await this.scope.settle('rollback', RESPONSE_HAS_ENDED).catch(() => {});
+      throw interruptedBy;
+    }
     if (this.failure) {
       await this.settleFailed(this.failure);
       return;
@@ -136,10 +175,16 @@ export class RequestSession implements TransactionOwner, GateKeeper {
    * An error is on its way to the error handlers: rolls back, unless the response has been decided before.
    *
    * @returns nothing if there is nothing to wait for; `'decided'` if the response was; `'passed on'` if the old handler has tried to send
-   *   a response meanwhile, which has brought the error to the error handlers
+   *   a response meanwhile, which has brought the error to the error handlers; `'late'` if they have answered an earlier error
    */
-  fail(error: unknown): Promise<'decided' | 'passed on' | 'rolled back'> | undefined {
+  fail(error: unknown): Promise<'decided' | 'late' | 'passed on' | 'rolled back'> | undefined {
     const { gate } = this;
+    const answered = this.answeredBefore;
+    if (answered) {
+      // On to Express, it would end the connection, and with it the next request on it.
+      if (error !== answered.error) this.report(error);
+      return Promise.resolve('late');
+    }
     if (gate?.settling) return gate.settling.then(() => 'decided');
     if (this.commitAt === 'finish' && this.exchange.res.writableEnded) return undefined;
     const rolledBack = this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
@@ -155,6 +200,13 @@ export class RequestSession implements TransactionOwner, GateKeeper {
       gate?.fail();
       return 'rolled back';
     });
+  }
+
+  /** The error that the error handlers have answered, or will, while the old handler still ran. */
+  private get answeredBefore(): { readonly error: unknown } | undefined {
+    const { interruptedBy } = this.scope.transaction;
+    if (interruptedBy && !this.isClientGone) return { error: interruptedBy };
+    return this.failure?.isPassedOn && this.exchange.res.writableEnded ? this.failure : undefined;
   }
 
   /** A response to a request that has failed. */
@@ -174,14 +226,30 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     throw new TypeError(`Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`);
   }
 
+  private watch(): void {
+    if (this.isWatched) return;
+    this.isWatched = true;
+    const { req, res } = this.exchange;
+    onClose(req, res, () => this.onClose());
+  }
+
   private onClose(): void {
+    const { res } = this.exchange;
+    const { transaction } = this.scope;
     // Once the response is decided upon, a COMMIT is left to finish; after the response, there is nothing left to do.
-    if (this.gate?.settling || this.scope.transaction.isSettled) return;
-    if (this.commitAt === 'finish' && this.exchange.res.writableFinished) return;
-    this.scope.settle('rollback', CLIENT_HAS_GONE).catch(() => {});
+    if (this.gate?.settling || transaction.isSettled) return;
+    if (res.writableFinished && (this.commitAt === 'finish' || !transaction.isUsed)) return;
+    if (this.letsHandlerFinish) {
+      // A response that nobody receives may never finish, but the handler ends it.
+      if (this.commitAt === 'finish') this.gate ??= ResponseGate.keep(this.exchange, this);
+      return;
+    }
+    this.isClientGone = true;
+    transaction.interrupt(new SessionClosedError(CLIENT_HAS_GONE));
   }
 
   private settleAfterFinish(): void {
+    if (this.scope.transaction.interruptedBy) return;
     this.settle(false, false).catch((error) => this.report(error));
   }
 }

@@ -226,8 +226,13 @@ export class ResponseGate {
     return call();
   }
 
-  /** From this call on, the response waits until all keepers have settled. */
-  private hold(call: () => unknown): void {
+  /** The work has failed while the handler still runs: the error handlers answer, or, if bytes have left, the connection is cut. */
+  refuse(error: unknown, keeper: GateKeeper): void {
+    if (!this.settling) this.hold(() => {}, { error, keeper });
+  }
+
+  /** From this call on, the response waits until all keepers have settled. @param failure if they can only roll back */
+  private hold(call: () => unknown, failure?: Failure): void {
     const { res } = this;
     const hasStreamed = this.hasHandedOn;
     this.phase = 'held';
@@ -248,7 +253,7 @@ export class ResponseGate {
       delete (res as { writableNeedDrain?: boolean }).writableNeedDrain;
       this.drain.release();
     };
-    this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded).then(
+    this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded, failure).then(
       () => {
         leave();
         this.overrides.remove({ force: false });
@@ -270,17 +275,17 @@ export class ResponseGate {
     );
   }
 
-  private async settle(isBeginning: boolean): Promise<void> {
-    let failure: Failure | undefined;
+  private async settle(isBeginning: boolean, failure?: Failure): Promise<void> {
+    let first = failure;
     for (const keeper of this.keepers) {
       try {
-        await keeper.settle(isBeginning, failure !== undefined);
+        await keeper.settle(isBeginning, first !== undefined);
       } catch (error) {
-        if (failure) keeper.report(error);
-        failure ??= { error, keeper };
+        if (first && error !== first.error) keeper.report(error);
+        first ??= { error, keeper };
       }
     }
-    if (failure) throw failure;
+    if (first) throw first;
   }
 
   private replay(): void {

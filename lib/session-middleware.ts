@@ -4,10 +4,36 @@ import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
 import { SessionError } from './errors';
 import { isSession, ownerOf } from './knex-face';
+import { OpenSessions, type SessionStats } from './open-sessions';
 import { resolveOptions, type SessionOptions, sameOptions } from './options';
 import { type Mount, RequestSession } from './request-session';
 import { earlyHeaders } from './response-head';
 import type { Session } from './session';
+
+/** What {@link sessionMiddleware} returns: a request handler that also knows its sessions. */
+export interface SessionMiddleware extends RequestHandler {
+  /**
+   * Ends the sessions, for the shutdown of the application. Stop accepting connections first (`server.close()`).
+   *
+   * 1. From now on a first statement is refused: `ERR_SESSION_UNAVAILABLE` (503).
+   * 2. Resolves when no session holds a connection or waits for one any more.
+   * 3. Those that are left after `ms` are interrupted: the running statement is cancelled, the work is rolled back, the client gets
+   *    `ERR_SESSION_UNAVAILABLE`. A COMMIT that is under way is left to finish. All that takes `settleTimeout` at most.
+   *
+   * @param ms how long to wait for the open sessions, in milliseconds; 0 interrupts them at once
+   * @throws TypeError if `ms` is no such number
+   * @example
+   * process.once('SIGTERM', async () => {
+   *   server.close();
+   *   await sessions.drain(10_000);
+   *   await knex.destroy();
+   * });
+   */
+  drain(ms: number): Promise<void>;
+
+  /** How many sessions are open or waiting now, and how the others have ended. */
+  stats(): SessionStats;
+}
 
 /**
  * Gives each request a database session: a Knex transaction on `req.session`.
@@ -16,8 +42,9 @@ import type { Session } from './session';
  * 2. The first statement takes a connection and begins; all statements of the request run in that transaction.
  * 3. A response with a status below 400 leaves after COMMIT has succeeded; any other after ROLLBACK.
  * 4. If COMMIT fails, the error goes to the application's error handlers, and what the handler had prepared is discarded.
- * 5. If the client disconnects before the response ends, the session is rolled back.
- * 6. The connection goes back to the pool before the response leaves.
+ * 5. If the client disconnects before the response ends, the running statement is cancelled and the session is rolled back.
+ * 6. Every wait has its limit: for a connection, of an open transaction, for COMMIT and ROLLBACK.
+ * 7. The connection goes back to the pool before the response leaves.
  *
  * Mount {@link sessionErrorHandler} after the routes.
  *
@@ -34,13 +61,19 @@ import type { Session } from './session';
  *
  * app.use(sessionErrorHandler());
  */
-export function sessionMiddleware(knex: Knex, options?: SessionOptions): RequestHandler {
+export function sessionMiddleware(knex: Knex, options?: SessionOptions): SessionMiddleware {
   assertKnex(knex);
-  const mount: Mount = { knex, options: resolveOptions(options, { of: 'sessionMiddleware()' }) };
+  const openSessions = new OpenSessions();
+  const mount: Mount = { knex, options: resolveOptions(options, { of: 'sessionMiddleware()' }), openSessions };
   const { property } = mount.options;
   RequestSession.register(property);
 
-  return function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
+  return Object.assign(sessionMiddlewareHandler, {
+    drain: (ms: number) => openSessions.drain(ms),
+    stats: () => openSessions.stats(),
+  });
+
+  function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
     const holder = req as unknown as Record<string, unknown>;
     const taken = holder[property];
     if (taken !== undefined && taken !== null) {
@@ -50,7 +83,7 @@ export function sessionMiddleware(knex: Knex, options?: SessionOptions): Request
     const session = new RequestSession(mount, { req, res, next, earlyHeaders: earlyHeaders(res) });
     holder[property] = session.scope.face;
     next();
-  };
+  }
 }
 
 /**

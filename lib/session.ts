@@ -32,4 +32,16 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
 
   /** What has become of the work so far. */
   readonly outcome: Outcome;
+
+  /**
+   * Aborts when the session is given up while the handler still works for it: pass it on to whatever else that takes time.
+   *
+   * 1. The client has gone (unless `onDisconnect` is `'finish'`), `transactionTimeout` has passed, or `drain()` has ended its patience.
+   * 2. `signal.reason` is the `SessionError` that says which; the statement that runs is cancelled, and rejects with it.
+   * 3. It does not abort when the session ends in any other way.
+   *
+   * @example
+   * const rates = await fetch(url, { signal: req.session.signal });
+   */
+  readonly signal: AbortSignal;
 }

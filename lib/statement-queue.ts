@@ -34,8 +34,9 @@ export class Lease {
  * until Knex gives it back: pg 9 will have no queue of its own.
  */
 export class StatementQueue {
-  private isBusy = false;
+  isBusy = false;
   private waiting: (() => void)[] | undefined;
+  private whenDrained: Promise<void> | undefined;
   private onDrained: (() => void) | undefined;
 
   /** Nothing to wait for if nobody is in front. */
@@ -57,14 +58,16 @@ export class StatementQueue {
     else {
       this.isBusy = false;
       this.onDrained?.();
+      this.whenDrained = this.onDrained = undefined;
     }
   }
 
   /** Resolves when everybody has had his turn. */
   drained(): Promise<void> {
     if (!this.isBusy) return Promise.resolve();
-    return new Promise((resolve) => {
+    this.whenDrained ??= new Promise((resolve) => {
       this.onDrained = resolve;
     });
+    return this.whenDrained;
   }
 }

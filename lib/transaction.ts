@@ -1,10 +1,21 @@
 import type { Transform } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { Acquisition } from './acquisition';
 import type { Connection, KnexClient } from './connection';
-import { CommitUnknownError, SessionClosedError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import { Deadline, settledWithin } from './deadline';
+import {
+  CommitUnknownError,
+  SessionClosedError,
+  SessionError,
+  SessionTimeoutError,
+  SessionUnavailableError,
+  TransactionAbortedError,
+} from './errors';
+import { Interruption } from './interruption';
 import { type Level, OpenSavepoints, savepointOver } from './open-savepoints';
 import { destroyStream, OpenStreams } from './open-streams';
-import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, type Statement } from './postgres';
+import type { Limits } from './options';
+import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, QUERY_CANCELED, type Statement } from './postgres';
 import { Lease, StatementQueue } from './statement-queue';
 
 /**
@@ -17,12 +28,18 @@ export type Decision = 'commit' | 'rollback';
 
 /** Whoever a transaction is made for. */
 export interface TransactionOwner {
-  /** Takes a connection. */
-  connect(): Promise<Connection>;
+  /** Takes a connection. @param isWanted whether anybody still waits for it */
+  connect(isWanted: () => boolean): Promise<Connection>;
   /** Throws if a transaction that has not been used can no longer be. */
   assertUsable(): void;
-  /** Called before the first statement takes a connection; what it throws refuses the statement. */
-  onFirstUse(): void;
+  /** Called before the first statement takes a connection; what it throws refuses the statement. @returns how long it may wait for what */
+  onFirstUse(): Limits;
+  /** Called when someone asks to be told of an interruption. */
+  onSignal(): void;
+  /** The transaction was interrupted while it was open: it must be settled now. */
+  onInterrupt(reason: SessionError): void;
+  /** It holds no connection any more, and waits for none. */
+  onReleased(): void;
   /** Receives an error that no caller can. */
   onError(error: unknown): void;
 }
@@ -45,13 +62,19 @@ export class Transaction {
 
   private connection: Connection | undefined;
   private opening: Promise<Connection> | undefined;
-  /** Tells whoever waits for a connection that nobody wants it any more. */
-  private giveUp: ((error: unknown) => void) | undefined;
+  private acquisition: Acquisition | undefined;
+  private limits: Limits | undefined;
+  private readonly deadline = new Deadline();
+  private readonly interruption = new Interruption();
   private settlement: Promise<void> | undefined;
+  /** Set when COMMIT is on its way: it is left to finish. */
+  private isCommitting = false;
   /** Why nothing can be committed any more. */
   private failure: unknown;
-  /** Why the connection must not be used again. */
+  /** Why the connection must not be used again, and takes no ROLLBACK. */
   private disposedBecause: unknown;
+  /** Why the connection is destroyed after its ROLLBACK. */
+  private retiredBecause: unknown;
   /** Set when no new statement is taken: why. */
   private closedBecause: string | undefined;
   /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
@@ -73,9 +96,23 @@ export class Transaction {
     return this.settlement !== undefined;
   }
 
+  get isConnected(): boolean {
+    return this.connection !== undefined;
+  }
+
+  /** Why it was given up from outside. */
+  get interruptedBy(): SessionError | undefined {
+    return this.interruption.reason;
+  }
+
+  get signal(): AbortSignal {
+    this.owner.onSignal();
+    return this.interruption.signal;
+  }
+
   /** The error for whoever comes after the end; made for each of them, so that its stack shows who it was. */
   get closed(): SessionClosedError | undefined {
-    return this.closedBecause === undefined ? undefined : new SessionClosedError(this.closedBecause);
+    return this.closedBecause === undefined ? undefined : new SessionClosedError(this.closedBecause, this.interruption.reason);
   }
 
   setRollbackOnly(reason: unknown): void {
@@ -164,16 +201,35 @@ export class Transaction {
       } else {
         this.isAbandoned = true;
         this.close(because);
-        // A connection that is still on its way is given back when it comes. A statement that runs is waited for.
-        if (this.connection === undefined) this.giveUp?.(this.closed);
-        if (this.connection) await this.queue.drained();
+        // A connection that is still on its way is given back when it comes.
+        if (this.connection === undefined) this.acquisition?.giveUp(this.closed);
         await this.rollback();
       }
     } finally {
+      this.deadline.clear();
       const connection = this.connection;
       this.connection = undefined;
-      connection?.release(this.disposedBecause);
+      connection?.release(this.disposedBecause ?? this.retiredBecause);
       if (this.openSavepoints?.areOpen) this.openSavepoints.abandon(this.closed);
+      if (this.isUsed) this.owner.onReleased();
+    }
+  }
+
+  /**
+   * Gives the transaction up, whatever its handler does: the statement that runs is cancelled, and rejects with the reason.
+   * A COMMIT that is under way is left to finish.
+   */
+  interrupt(reason: SessionError, { mustDestroy = false } = {}): void {
+    if (this.isCommitting || this.interruption.reason) return;
+    if (mustDestroy) this.retiredBecause = reason;
+    this.failure ??= reason;
+    this.interruption.interrupt(reason);
+    if (this.settlement === undefined) this.owner.onInterrupt(reason);
+    else {
+      // It waits for statements that were not awaited, in order to commit.
+      this.isAbandoned = true;
+      if (this.connection === undefined) this.acquisition?.giveUp(reason);
+      else this.bounded(this.stop()).catch(() => {});
     }
   }
 
@@ -187,56 +243,82 @@ export class Transaction {
       throw failure;
     }
     if (!connection?.hasBegun) return;
+    this.isCommitting = true;
     try {
-      await connection.commit(this.abortedBy);
+      await this.bounded(connection.commit(this.abortedBy));
       this.outcome = 'committed';
     } catch (error) {
-      this.outcome = error instanceof CommitUnknownError ? 'unknown' : 'rolled back';
-      throw error;
+      const failure = error === this.disposedBecause ? new CommitUnknownError(error) : error;
+      this.outcome = failure instanceof CommitUnknownError ? 'unknown' : 'rolled back';
+      throw failure;
     }
   }
 
   /** Never rejects: a connection that cannot be rolled back is destroyed, and the server then does the same. */
   private async rollback(): Promise<void> {
-    if (this.outcome === 'open' || this.disposedBecause) this.outcome = 'rolled back';
-    const connection = this.connection;
-    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
-    if (!connection?.hasBegun || connection.lostBecause || this.disposedBecause) return;
-    try {
-      await connection.rollback();
-    } catch (error) {
-      this.disposedBecause = error;
-      this.rollbackError = error;
+    if (this.connection) {
+      try {
+        await this.bounded(this.stop().then(() => this.sendRollback()));
+      } catch (error) {
+        this.disposedBecause ??= error;
+        this.rollbackError = error;
+      }
     }
+    if (this.outcome === 'open' || this.disposedBecause) this.outcome = 'rolled back';
   }
 
-  private open(): Promise<Connection> {
+  private async sendRollback(): Promise<void> {
+    const connection = this.connection;
+    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
+    if (connection?.hasBegun && !connection.lostBecause && !this.disposedBecause) await connection.rollback();
+  }
+
+  /** Waits until no statement runs. One that takes long is cancelled, and one that nobody waits for at once: its work is not wanted. */
+  private async stop(): Promise<void> {
+    if (!this.queue.isBusy) return;
+    const drained = this.queue.drained();
+    if (!this.interruption.reason) await settledWithin(CANCEL_AFTER_MS, drained);
+    await this.connection?.cancel();
+    await drained;
+  }
+
+  /** Bounds what a session that ends waits for. Past it, the connection is destroyed: its slot in the pool is free at once. */
+  private bounded<T>(work: Promise<T>): Promise<T> {
+    const { settleTimeout } = this.limits as Limits;
     return new Promise((resolve, reject) => {
-      this.giveUp = reject;
-      this.take().then(resolve, reject);
+      this.deadline.set(settleTimeout, () => {
+        const error = new Error(`The database did not answer within ${settleTimeout} ms (settleTimeout).`);
+        this.disposedBecause ??= error;
+        this.connection?.destroy(error);
+        reject(this.disposedBecause);
+      });
+      work.then(resolve, reject);
     });
   }
 
-  private async take(): Promise<Connection> {
-    let connection: Connection;
+  private async open(): Promise<Connection> {
     try {
-      this.owner.onFirstUse();
+      const limits = this.owner.onFirstUse();
+      this.limits = limits;
+      this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted), limits.acquireTimeout);
+      this.connection = await this.acquisition.connection;
     } catch (error) {
-      this.failure = error;
+      this.failure ??= error;
+      this.owner.onReleased();
       throw error;
     }
-    try {
-      connection = await this.owner.connect();
-    } catch (error) {
-      this.failure = error instanceof SessionError ? error : new SessionUnavailableError(error);
-      throw this.failure;
-    }
-    if (this.isAbandoned) {
-      connection.release();
-      throw this.closed;
-    }
-    this.connection = connection;
-    return connection;
+    this.watch();
+    return this.connection;
+  }
+
+  private watch(ms = (this.limits as Limits).transactionTimeout): void {
+    const { transactionTimeout } = this.limits as Limits;
+    this.deadline.set(ms, () => {
+      const movedAt = this.streams?.movedAt ?? 0;
+      const rest = Math.ceil(movedAt + transactionTimeout - performance.now());
+      if (rest > 0) this.watch(rest);
+      else this.interrupt(new SessionTimeoutError(transactionTimeout));
+    });
   }
 
   private async run<T>(lease: Lease, statement: Statement, send: (connection: Connection) => Promise<T>): Promise<T> {
@@ -250,8 +332,8 @@ export class Transaction {
       if (this.openSavepoints?.areOpen && !isRead(statement)) this.openSavepoints.noteStatement(lease.level);
       return result;
     } catch (error) {
-      failed = error;
-      throw this.noteFailed(error);
+      failed = this.noteFailed(error);
+      throw failed;
     } finally {
       await this.noteState(connection, failed).finally(() => {
         lease.isRunning = false;
@@ -288,6 +370,11 @@ export class Transaction {
     if (error instanceof SessionUnavailableError) this.failure ??= error;
     if (isGivenUp(error)) this.disposedBecause ??= error;
     if (!isServerError(error)) return error;
+    const reason = this.isAbandoned && error.code === QUERY_CANCELED ? (this.interruption.reason ?? this.closed) : undefined;
+    if (reason) {
+      reason.cause ??= error;
+      return reason;
+    }
     if (error.code === FAILED_TRANSACTION && error.cause === undefined) error.cause = this.abortedBy;
     this.abortedBy ??= error;
     return error;
@@ -334,3 +421,6 @@ function refuseControl(): SessionError {
       'Use session.commit(), session.rollback() or session.transaction().',
   );
 }
+
+/** How long a rollback waits for the statement that still runs, before it asks the server to cancel it. */
+const CANCEL_AFTER_MS = 50;

@@ -25,6 +25,7 @@ function hintFor(code: SessionErrorCode): string {
   switch (code) {
     case 'ERR_COMMIT_UNKNOWN':
     case 'ERR_SESSION_UNAVAILABLE':
+    case 'ERR_SESSION_TIMEOUT':
       return 'Try later.';
     case 'ERR_TRANSACTION_ABORTED':
     case 'ERR_SESSION_CLOSED':
