@@ -9,7 +9,7 @@ import { type Container, Savepoint } from './savepoint';
 import type { Scope } from './scope';
 import type { Session } from './session';
 import type { Lease } from './statement-queue';
-import type { TransactionOwner } from './transaction';
+import type { TransactionOwner } from './transaction-owner';
 
 /**
  * How a session looks like Knex. The only file that knows Knex's inside:

@@ -6,12 +6,13 @@ import { isErrorHandler } from './error-response';
 import { SessionClosedError, type SessionError } from './errors';
 import { KnexFace, ownerOf } from './knex-face';
 import type { OpenSessions } from './open-sessions';
-import { type CommitAt, describe, type Limits, limitsFor, mustBeSync, type ResolvedOptions, valueFor } from './options';
+import { type CommitAt, describe, type Limits, limitsFor, mustBeSync, type OnDisconnect, type ResolvedOptions, valueFor } from './options';
 import { report } from './report';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
-import { cutConnection } from './response-hold';
+import { cutConnection, spareConnection } from './response-hold';
 import { SessionScope } from './scope';
-import { type Decision, Transaction, type TransactionOwner } from './transaction';
+import { type Decision, Transaction } from './transaction';
+import type { TransactionOwner } from './transaction-owner';
 
 /** What a middleware was made with. */
 export interface Mount {
@@ -37,7 +38,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   readonly scope: SessionScope;
   private readonly face: KnexFace;
   private commitAt: CommitAt | undefined;
-  private letsHandlerFinish: boolean | undefined;
+  private onDisconnect: OnDisconnect | undefined;
   private isWatched = false;
   private isClientGone = false;
   private gate: ResponseGate | undefined;
@@ -78,7 +79,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const { req, res } = this.exchange;
     // The end first: every response is destroyed after it.
     if (res.writableEnded) throw new SessionClosedError(RESPONSE_HAS_ENDED);
-    this.letsHandlerFinish ??= valueFor('onDisconnect', this.mount.options.onDisconnect, req) === 'finish';
     if (!this.letsHandlerFinish && isGone(req, res)) throw new SessionClosedError(CLIENT_HAS_GONE);
   }
 
@@ -111,7 +111,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   onSignal(): void {
-    this.watch();
+    if (!this.letsHandlerFinish) this.watch();
   }
 
   onInterrupt(reason: SessionError): void {
@@ -175,16 +175,10 @@ export class RequestSession implements TransactionOwner, GateKeeper {
    * An error is on its way to the error handlers: rolls back, unless the response has been decided before.
    *
    * @returns nothing if there is nothing to wait for; `'decided'` if the response was; `'passed on'` if the old handler has tried to send
-   *   a response meanwhile, which has brought the error to the error handlers; `'late'` if they have answered an earlier error
+   *   a response meanwhile, and there is none left for the error
    */
-  fail(error: unknown): Promise<'decided' | 'late' | 'passed on' | 'rolled back'> | undefined {
+  fail(error: unknown): Promise<'decided' | 'passed on' | 'rolled back'> | undefined {
     const { gate } = this;
-    const answered = this.answeredBefore;
-    if (answered) {
-      // On to Express, it would end the connection, and with it the next request on it.
-      if (error !== answered.error) this.report(error);
-      return Promise.resolve('late');
-    }
     if (gate?.settling) return gate.settling.then(() => 'decided');
     if (this.commitAt === 'finish' && this.exchange.res.writableEnded) return undefined;
     const rolledBack = this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
@@ -198,15 +192,9 @@ export class RequestSession implements TransactionOwner, GateKeeper {
       }
       failure.isPassedOn = true;
       gate?.fail();
+      spareConnection(this.exchange.req, this.exchange.res);
       return 'rolled back';
     });
-  }
-
-  /** The error that the error handlers have answered, or will, while the old handler still ran. */
-  private get answeredBefore(): { readonly error: unknown } | undefined {
-    const { interruptedBy } = this.scope.transaction;
-    if (interruptedBy && !this.isClientGone) return { error: interruptedBy };
-    return this.failure?.isPassedOn && this.exchange.res.writableEnded ? this.failure : undefined;
   }
 
   /** A response to a request that has failed. */
@@ -214,7 +202,12 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const { res } = this.exchange;
     const isTheirs = isErrorHandler(res);
     await this.scope.settle('rollback', AN_ERROR_WAS_PASSED_ON).catch(() => {});
-    if (!isPassedOn) throw error;
+    if (!isPassedOn) {
+      if (this.decide() === 'commit') throw error;
+      // The old handler has answered with an error of its own, and has left nothing to answer for the first.
+      this.report(error);
+      return;
+    }
     // Error handlers answer as they like. A success of anybody else would be a lie.
     if (!isTheirs && this.decide() === 'commit') cutConnection(res);
   }
@@ -224,6 +217,12 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const answer: unknown = this.mount.options.shouldCommit(req, res);
     if (typeof answer === 'boolean') return answer ? 'commit' : 'rollback';
     throw new TypeError(`Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`);
+  }
+
+  /** Whether a client that leaves means nothing to the work. */
+  private get letsHandlerFinish(): boolean {
+    this.onDisconnect ??= valueFor('onDisconnect', this.mount.options.onDisconnect, this.exchange.req);
+    return this.onDisconnect === 'finish';
   }
 
   private watch(): void {

@@ -1,4 +1,4 @@
-import type { ServerResponse } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 
 type Method = (...args: any[]) => any;
@@ -110,6 +110,19 @@ export class HeldDrain {
     for (const [, listener] of this.kept) listener.call(this.res);
     this.res.emit('drain');
   }
+}
+
+/**
+ * Once an error has been answered, a late one of the same handler (after a time limit of the app's own) must not end the connection:
+ * Express's final handler destroys `req.socket` then, and the next request may be under way on it.
+ */
+export function spareConnection(req: IncomingMessage, res: ServerResponse): void {
+  res.once('finish', () => {
+    const { socket } = req;
+    if (!socket) return;
+    const spared: Socket = Object.create(socket, { destroy: { value: () => spared } });
+    Object.defineProperty(req, 'socket', { value: spared, configurable: true, writable: true });
+  });
 }
 
 /** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */

@@ -9,7 +9,6 @@ import { RequestSession } from './request-session';
  * 1. Mount it after the routes, and in each router that has an error handler of its own.
  * 2. The error is passed on untouched; one of a ROLLBACK that fails goes to `onError`.
  * 3. If the response had been decided before the error, that decision stands.
- * 4. If the error handlers have answered an earlier error of the request (a timeout), a late one of its handler goes to `onError`.
  *
  * @example
  * app.use(sessionMiddleware(knex));
@@ -32,7 +31,6 @@ export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: u
     if (failing.length === 0) next(error);
     else {
       void Promise.all(failing).then((fates) => {
-        if (fates.includes('late')) return;
         if (fates.includes('decided')) next(error);
         else if (!fates.includes('passed on')) runErrorHandlers(res, () => next(error));
       });

@@ -4,6 +4,8 @@ import type { Level } from './open-savepoints';
 /** The right to run statements, taken for each run of a Knex builder; what Knex believes to be the connection. */
 export class Lease {
   isReturned = false;
+  /** Whether the turn has gone on to the next. */
+  hasPassed = false;
   /** Whether the server may still be busy with its statement. */
   isRunning = false;
   /** Knex leaves its mark here when a statement's `.timeout()` has passed: the connection is still busy with it. */

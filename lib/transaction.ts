@@ -2,7 +2,7 @@ import type { Transform } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Acquisition } from './acquisition';
 import type { Connection, KnexClient } from './connection';
-import { Deadline, settledWithin } from './deadline';
+import { ConnectionHold } from './connection-hold';
 import {
   CommitUnknownError,
   SessionClosedError,
@@ -14,9 +14,9 @@ import {
 import { Interruption } from './interruption';
 import { type Level, OpenSavepoints, savepointOver } from './open-savepoints';
 import { destroyStream, OpenStreams } from './open-streams';
-import type { Limits } from './options';
 import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, QUERY_CANCELED, type Statement } from './postgres';
 import { Lease, StatementQueue } from './statement-queue';
+import type { TransactionOwner } from './transaction-owner';
 
 /**
  * What has become of a session's work.
@@ -26,29 +26,11 @@ export type Outcome = 'unused' | 'open' | 'committed' | 'rolled back' | 'unknown
 
 export type Decision = 'commit' | 'rollback';
 
-/** Whoever a transaction is made for. */
-export interface TransactionOwner {
-  /** Takes a connection. @param isWanted whether anybody still waits for it */
-  connect(isWanted: () => boolean): Promise<Connection>;
-  /** Throws if a transaction that has not been used can no longer be. */
-  assertUsable(): void;
-  /** Called before the first statement takes a connection; what it throws refuses the statement. @returns how long it may wait for what */
-  onFirstUse(): Limits;
-  /** Called when someone asks to be told of an interruption. */
-  onSignal(): void;
-  /** The transaction was interrupted while it was open: it must be settled now. */
-  onInterrupt(reason: SessionError): void;
-  /** It holds no connection any more, and waits for none. */
-  onReleased(): void;
-  /** Receives an error that no caller can. */
-  onError(error: unknown): void;
-}
-
 /**
  * One transaction: takes a connection with the first statement, runs statements one after the other, settles once,
  * gives the connection back. Knows no HTTP.
  *
- * The first claim to {@link settle} wins; its end is the ladder of decisions in {@link commit}; the connection leaves in
+ * The first claim to {@link settle} wins; its end is the ladder of decisions in {@link commit}; the connection is let go in
  * {@link finish} only.
  */
 export class Transaction {
@@ -60,21 +42,15 @@ export class Transaction {
   /** Set by setRollbackOnly(). */
   rollbackOnly: { readonly reason: unknown } | undefined;
 
-  private connection: Connection | undefined;
   private opening: Promise<Connection> | undefined;
   private acquisition: Acquisition | undefined;
-  private limits: Limits | undefined;
-  private readonly deadline = new Deadline();
+  private hold: ConnectionHold | undefined;
   private readonly interruption = new Interruption();
   private settlement: Promise<void> | undefined;
   /** Set when COMMIT is on its way: it is left to finish. */
   private isCommitting = false;
   /** Why nothing can be committed any more. */
   private failure: unknown;
-  /** Why the connection must not be used again, and takes no ROLLBACK. */
-  private disposedBecause: unknown;
-  /** Why the connection is destroyed after its ROLLBACK. */
-  private retiredBecause: unknown;
   /** Set when no new statement is taken: why. */
   private closedBecause: string | undefined;
   /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
@@ -97,7 +73,7 @@ export class Transaction {
   }
 
   get isConnected(): boolean {
-    return this.connection !== undefined;
+    return this.hold !== undefined;
   }
 
   /** Why it was given up from outside. */
@@ -137,9 +113,9 @@ export class Transaction {
     if (turn) await turn;
     try {
       // With a connection, it is refused when it is used: by a lease that is refused, Knex would end a stream, and the process.
-      if (this.isAbandoned && !this.connection) this.assertOpen();
+      if (this.isAbandoned && !this.hold) this.assertOpen();
       this.opening ??= this.open();
-      return new Lease(this.connection ?? (await this.opening), level, isControl);
+      return new Lease(this.hold?.connection ?? (await this.opening), level, isControl);
     } catch (error) {
       this.queue.pass();
       throw error;
@@ -150,9 +126,15 @@ export class Transaction {
   returnLease(lease: Lease): void {
     if (lease.isReturned) return;
     lease.isReturned = true;
-    this.disposedBecause ??= lease.__knex__disposed;
+    this.hold?.dispose(lease.__knex__disposed);
     // Knex returns a stream's lease when the stream closes, while the server is still busy with its cursor.
-    if (!lease.isRunning || this.disposedBecause) this.queue.pass();
+    if (!lease.isRunning || this.hold?.disposedBecause) this.pass(lease);
+  }
+
+  private pass(lease: Lease): void {
+    if (lease.hasPassed) return;
+    lease.hasPassed = true;
+    this.queue.pass();
   }
 
   query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
@@ -202,14 +184,13 @@ export class Transaction {
         this.isAbandoned = true;
         this.close(because);
         // A connection that is still on its way is given back when it comes.
-        if (this.connection === undefined) this.acquisition?.giveUp(this.closed);
+        if (this.hold === undefined) this.acquisition?.giveUp(this.closed);
         await this.rollback();
       }
     } finally {
-      this.deadline.clear();
-      const connection = this.connection;
-      this.connection = undefined;
-      connection?.release(this.disposedBecause ?? this.retiredBecause);
+      const { hold } = this;
+      this.hold = undefined;
+      hold?.letGo();
       if (this.openSavepoints?.areOpen) this.openSavepoints.abandon(this.closed);
       if (this.isUsed) this.owner.onReleased();
     }
@@ -221,104 +202,63 @@ export class Transaction {
    */
   interrupt(reason: SessionError, { mustDestroy = false } = {}): void {
     if (this.isCommitting || this.interruption.reason) return;
-    if (mustDestroy) this.retiredBecause = reason;
+    if (mustDestroy) this.hold?.retire(reason);
     this.failure ??= reason;
     this.interruption.interrupt(reason);
     if (this.settlement === undefined) this.owner.onInterrupt(reason);
     else {
       // It waits for statements that were not awaited, in order to commit.
       this.isAbandoned = true;
-      if (this.connection === undefined) this.acquisition?.giveUp(reason);
-      else this.bounded(this.stop()).catch(() => {});
+      if (this.hold === undefined) this.acquisition?.giveUp(reason);
+      else this.hold.stop(this.queue, 0).catch(() => {});
     }
   }
 
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
   private async commit(): Promise<void> {
-    const connection = this.connection;
-    const failure = this.failure ?? connection?.lostBecause ?? this.statementGivenUp() ?? this.openSavepoints?.leftOpen(this.abortedBy);
+    const { hold } = this;
+    const failure =
+      this.failure ?? hold?.connection.lostBecause ?? this.statementGivenUp() ?? this.openSavepoints?.leftOpen(this.abortedBy);
     if (failure !== undefined || this.rollbackOnly) {
       await this.rollback();
       if (this.rollbackOnly && this.outcome !== 'unknown') return;
       throw failure;
     }
-    if (!connection?.hasBegun) return;
+    if (!hold?.connection.hasBegun) return;
     this.isCommitting = true;
     try {
-      await this.bounded(connection.commit(this.abortedBy));
+      await hold.commit(this.abortedBy);
       this.outcome = 'committed';
     } catch (error) {
-      const failure = error === this.disposedBecause ? new CommitUnknownError(error) : error;
-      this.outcome = failure instanceof CommitUnknownError ? 'unknown' : 'rolled back';
-      throw failure;
+      this.outcome = error instanceof CommitUnknownError ? 'unknown' : 'rolled back';
+      throw error;
     }
   }
 
   /** Never rejects: a connection that cannot be rolled back is destroyed, and the server then does the same. */
   private async rollback(): Promise<void> {
-    if (this.connection) {
-      try {
-        await this.bounded(this.stop().then(() => this.sendRollback()));
-      } catch (error) {
-        this.disposedBecause ??= error;
-        this.rollbackError = error;
-      }
-    }
-    if (this.outcome === 'open' || this.disposedBecause) this.outcome = 'rolled back';
-  }
-
-  private async sendRollback(): Promise<void> {
-    const connection = this.connection;
-    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
-    if (connection?.hasBegun && !connection.lostBecause && !this.disposedBecause) await connection.rollback();
-  }
-
-  /** Waits until no statement runs. One that takes long is cancelled, and one that nobody waits for at once: its work is not wanted. */
-  private async stop(): Promise<void> {
-    if (!this.queue.isBusy) return;
-    const drained = this.queue.drained();
-    if (!this.interruption.reason) await settledWithin(CANCEL_AFTER_MS, drained);
-    await this.connection?.cancel();
-    await drained;
-  }
-
-  /** Bounds what a session that ends waits for. Past it, the connection is destroyed: its slot in the pool is free at once. */
-  private bounded<T>(work: Promise<T>): Promise<T> {
-    const { settleTimeout } = this.limits as Limits;
-    return new Promise((resolve, reject) => {
-      this.deadline.set(settleTimeout, () => {
-        const error = new Error(`The database did not answer within ${settleTimeout} ms (settleTimeout).`);
-        this.disposedBecause ??= error;
-        this.connection?.destroy(error);
-        reject(this.disposedBecause);
-      });
-      work.then(resolve, reject);
-    });
+    const { hold } = this;
+    // A statement that takes long is cancelled, and one that nobody waits for at once: its work is not wanted.
+    this.rollbackError = await hold?.rollback(this.queue, this.interruption.reason ? 0 : CANCEL_AFTER_MS);
+    if (this.outcome === 'open' || hold?.disposedBecause) this.outcome = 'rolled back';
   }
 
   private async open(): Promise<Connection> {
     try {
       const limits = this.owner.onFirstUse();
-      this.limits = limits;
       this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted), limits.acquireTimeout);
-      this.connection = await this.acquisition.connection;
+      const hold = new ConnectionHold(await this.acquisition.connection, limits);
+      this.hold = hold;
+      hold.watch(
+        () => this.streams?.movedAt ?? 0,
+        () => this.interrupt(new SessionTimeoutError(limits.transactionTimeout)),
+      );
+      return hold.connection;
     } catch (error) {
       this.failure ??= error;
       this.owner.onReleased();
       throw error;
     }
-    this.watch();
-    return this.connection;
-  }
-
-  private watch(ms = (this.limits as Limits).transactionTimeout): void {
-    const { transactionTimeout } = this.limits as Limits;
-    this.deadline.set(ms, () => {
-      const movedAt = this.streams?.movedAt ?? 0;
-      const rest = Math.ceil(movedAt + transactionTimeout - performance.now());
-      if (rest > 0) this.watch(rest);
-      else this.interrupt(new SessionTimeoutError(transactionTimeout));
-    });
   }
 
   private async run<T>(lease: Lease, statement: Statement, send: (connection: Connection) => Promise<T>): Promise<T> {
@@ -335,11 +275,24 @@ export class Transaction {
       failed = this.noteFailed(error);
       throw failed;
     } finally {
-      await this.noteState(connection, failed).finally(() => {
+      try {
+        await this.noteState(connection, failed);
+      } finally {
         lease.isRunning = false;
-        if (lease.isReturned && !this.disposedBecause) this.queue.pass();
-      });
+        if (lease.isReturned) this.pass(lease);
+        if (this.isAbandoned) await this.holdBack(lease);
+      }
     }
+  }
+
+  /**
+   * Whoever waits for a statement of work that is being rolled back hears of it after the ROLLBACK: the error that he throws then must
+   * not overtake the one that has ended the session.
+   */
+  private async holdBack(lease: Lease): Promise<void> {
+    this.returnLease(lease);
+    await this.settlement?.catch(() => {});
+    await nextTurn();
   }
 
   private assertOpen(): void {
@@ -348,7 +301,7 @@ export class Transaction {
   }
 
   private assertUsable(lease: Lease, statement: Statement): Connection {
-    const { connection } = this;
+    const connection = this.hold?.connection;
     if (this.failure) throw this.failure;
     if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
       throw this.closed ?? new Error('Invalid connection for transaction query.');
@@ -368,13 +321,16 @@ export class Transaction {
 
   private noteFailed(error: unknown): unknown {
     if (error instanceof SessionUnavailableError) this.failure ??= error;
-    if (isGivenUp(error)) this.disposedBecause ??= error;
-    if (!isServerError(error)) return error;
-    const reason = this.isAbandoned && error.code === QUERY_CANCELED ? (this.interruption.reason ?? this.closed) : undefined;
+    if (isGivenUp(error)) this.hold?.dispose(error);
+    const isServers = isServerError(error);
+    const reason =
+      this.isAbandoned && !(isServers && error.code !== QUERY_CANCELED) ? (this.interruption.reason ?? this.closed) : undefined;
     if (reason) {
+      // It is our doing: we have cancelled it, or destroyed its connection.
       reason.cause ??= error;
       return reason;
     }
+    if (!isServers) return error;
     if (error.code === FAILED_TRANSACTION && error.cause === undefined) error.cause = this.abortedBy;
     this.abortedBy ??= error;
     return error;
@@ -382,8 +338,8 @@ export class Transaction {
 
   /** After every statement; an error comes before the server is ready again, and its status is stale until then. */
   private async noteState(connection: Connection, failed: unknown): Promise<void> {
-    if (!this.disposedBecause) await connection.whenReady();
-    if (this.connection !== connection) return;
+    if (!this.hold?.disposedBecause) await connection.whenReady();
+    if (this.hold?.connection !== connection) return;
     if (connection.hasBegun && this.outcome === 'unused') this.outcome = 'open';
     if (!connection.hasEndedByItself()) return;
     // A statement in disguise (a raw "...; COMMIT") has ended the transaction: all that came next would commit by itself.
@@ -404,7 +360,8 @@ export class Transaction {
 
   /** The server may still work on it: nothing can follow on this connection, and nobody knows what it does. */
   private statementGivenUp(): TransactionAbortedError | undefined {
-    return this.disposedBecause === undefined ? undefined : new TransactionAbortedError(this.disposedBecause);
+    const because = this.hold?.disposedBecause;
+    return because === undefined ? undefined : new TransactionAbortedError(because);
   }
 
   private close(because: string): void {

@@ -1,0 +1,96 @@
+import type { Connection } from './connection';
+import { Deadline, settledWithin } from './deadline';
+import { CommitUnknownError } from './errors';
+import type { Limits } from './options';
+import type { StatementQueue } from './statement-queue';
+
+/**
+ * A session's hold on its connection. All that is waited for meanwhile has its limit: past `transactionTimeout` the session is told, and
+ * past `settleTimeout` the connection is destroyed, which frees its slot in the pool at once.
+ */
+export class ConnectionHold {
+  /** Why the connection must not be used again, and takes no ROLLBACK. */
+  disposedBecause: unknown;
+  /** Why the connection is destroyed after its ROLLBACK. */
+  private retiredBecause: unknown;
+  private readonly deadline = new Deadline();
+
+  constructor(
+    readonly connection: Connection,
+    private readonly limits: Limits,
+  ) {}
+
+  /** @param movedAt when a stream has moved last, as `performance.now()` tells the time: that extends the time */
+  watch(movedAt: () => number, onTooLong: () => void, ms = this.limits.transactionTimeout): void {
+    this.deadline.set(ms, () => {
+      const rest = Math.ceil(movedAt() + this.limits.transactionTimeout - performance.now());
+      if (rest > 0) this.watch(movedAt, onTooLong, rest);
+      else onTooLong();
+    });
+  }
+
+  dispose(because: unknown): void {
+    this.disposedBecause ??= because;
+  }
+
+  retire(because: unknown): void {
+    this.retiredBecause = because;
+  }
+
+  async commit(abortedBy: unknown): Promise<void> {
+    try {
+      await this.bounded(this.connection.commit(abortedBy));
+    } catch (error) {
+      throw error === this.disposedBecause ? new CommitUnknownError(error) : error;
+    }
+  }
+
+  /** @returns the error, if the server may not have heard of it */
+  async rollback(queue: StatementQueue, cancelAfterMs: number): Promise<unknown> {
+    try {
+      await this.bounded(this.endStatement(queue, cancelAfterMs).then(() => this.sendRollback()));
+      return undefined;
+    } catch (error) {
+      this.disposedBecause ??= error;
+      return error;
+    }
+  }
+
+  /** Waits until no statement runs; one that takes longer is cancelled. */
+  stop(queue: StatementQueue, cancelAfterMs: number): Promise<void> {
+    return this.bounded(this.endStatement(queue, cancelAfterMs));
+  }
+
+  /** Gives the connection back, or destroys it. */
+  letGo(): void {
+    this.deadline.clear();
+    this.connection.release(this.disposedBecause ?? this.retiredBecause);
+  }
+
+  private async sendRollback(): Promise<void> {
+    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
+    const { hasBegun, lostBecause } = this.connection;
+    if (hasBegun && !lostBecause && !this.disposedBecause) await this.connection.rollback();
+  }
+
+  private async endStatement(queue: StatementQueue, cancelAfterMs: number): Promise<void> {
+    if (!queue.isBusy) return;
+    const drained = queue.drained();
+    if (cancelAfterMs > 0) await settledWithin(cancelAfterMs, drained);
+    await this.connection.cancel();
+    await drained;
+  }
+
+  private bounded<T>(work: Promise<T>): Promise<T> {
+    const { settleTimeout } = this.limits;
+    return new Promise((resolve, reject) => {
+      this.deadline.set(settleTimeout, () => {
+        const error = new Error(`The database did not answer within ${settleTimeout} ms (settleTimeout).`);
+        this.disposedBecause ??= error;
+        this.connection.destroy(error);
+        reject(this.disposedBecause);
+      });
+      work.then(resolve, reject);
+    });
+  }
+}
