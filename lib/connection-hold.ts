@@ -52,13 +52,14 @@ export class ConnectionHold {
       return undefined;
     } catch (error) {
       this.disposedBecause ??= error;
+      queue.abandon();
       return error;
     }
   }
 
-  /** Waits until no statement runs; one that takes longer is cancelled. */
-  stop(queue: StatementQueue, cancelAfterMs: number): Promise<void> {
-    return this.bounded(this.endStatement(queue, cancelAfterMs));
+  /** Cancels the statement that runs. */
+  stop(queue: StatementQueue): void {
+    this.bounded(this.endStatement(queue, 0)).catch(() => queue.abandon());
   }
 
   /** Gives the connection back, or destroys it. */

@@ -35,6 +35,11 @@ export function answerWithError(
 
 /** Runs error handlers so that what they write can be told from what the old handler still writes. */
 export function runErrorHandlers(res: Response, call: () => void): void {
+  // Nothing can be written to it any more.
+  if (res.closed) {
+    call();
+    return;
+  }
   errorHandlers.running++;
   res.once('close', () => {
     errorHandlers.running--;

@@ -15,9 +15,8 @@ export class Interruption {
     return this.controller.signal;
   }
 
-  interrupt(reason: SessionError): void {
-    if (this.reason) return;
-    this.reason = reason;
-    this.controller?.abort(reason);
+  /** Last of all: what a listener does must find everything else done. */
+  tell(): void {
+    this.controller?.abort(this.reason);
   }
 }

@@ -18,11 +18,7 @@ export class OpenStreams {
    */
   async feed(stream: Transform, run: (closed: Promise<void>) => Promise<unknown>): Promise<void> {
     this.streams.set(stream, false);
-    const { _transform } = stream;
-    stream._transform = (row, encoding, callback) => {
-      this.movedAt = performance.now();
-      _transform.call(stream, row, encoding, callback);
-    };
+    this.watch(stream);
     stream.once('pipe', (source: DriverStream) => {
       this.streams.set(stream, true);
       closeOnce(source);
@@ -41,6 +37,20 @@ export class OpenStreams {
       else destroyStream(stream, error as Error);
       throw error;
     }
+  }
+
+  private watch(stream: Transform): void {
+    const { _transform, read } = stream;
+    stream._transform = (row, encoding, callback) => {
+      this.movedAt = performance.now();
+      _transform.call(stream, row, encoding, callback);
+    };
+    // The last rows wait in its buffer.
+    stream.read = (size) => {
+      const row = read.call(stream, size);
+      if (row !== null) this.movedAt = performance.now();
+      return row;
+    };
   }
 
   destroy(error: Error): void {

@@ -145,14 +145,14 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   async settle(isBeginning: boolean, hasFailed: boolean): Promise<void> {
+    if (this.failure) {
+      await this.settleFailed(this.failure);
+      return;
+    }
     const { interruptedBy } = this.scope.transaction;
     if (interruptedBy && !this.isClientGone) {
       await this.scope.settle('rollback', RESPONSE_HAS_ENDED).catch(() => {});
       throw interruptedBy;
-    }
-    if (this.failure) {
-      await this.settleFailed(this.failure);
-      return;
     }
     const because = isBeginning ? RESPONSE_HAS_BEGUN : RESPONSE_HAS_ENDED;
     let decision: Decision;

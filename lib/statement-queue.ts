@@ -64,6 +64,12 @@ export class StatementQueue {
     }
   }
 
+  /** Lets everybody go: the statement in front does not end. */
+  abandon(): void {
+    for (const next of this.waiting?.splice(0) ?? []) next();
+    this.onDrained?.();
+  }
+
   /** Resolves when everybody has had his turn. */
   drained(): Promise<void> {
     if (!this.isBusy) return Promise.resolve();

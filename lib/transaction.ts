@@ -201,17 +201,18 @@ export class Transaction {
    * A COMMIT that is under way is left to finish.
    */
   interrupt(reason: SessionError, { mustDestroy = false } = {}): void {
-    if (this.isCommitting || this.interruption.reason) return;
+    if (this.isCommitting || this.isAbandoned) return;
     if (mustDestroy) this.hold?.retire(reason);
     this.failure ??= reason;
-    this.interruption.interrupt(reason);
+    this.interruption.reason = reason;
     if (this.settlement === undefined) this.owner.onInterrupt(reason);
     else {
       // It waits for statements that were not awaited, in order to commit.
       this.isAbandoned = true;
       if (this.hold === undefined) this.acquisition?.giveUp(reason);
-      else this.hold.stop(this.queue, 0).catch(() => {});
+      else this.hold.stop(this.queue);
     }
+    this.interruption.tell();
   }
 
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
@@ -367,7 +368,7 @@ export class Transaction {
   private close(because: string): void {
     this.closedBecause = because;
     // A stream that nobody reads to its end would be waited for without end.
-    if (this.streams?.areOpen) this.streams.destroy(new SessionClosedError(because));
+    if (this.streams?.areOpen) this.streams.destroy(this.interruption.reason ?? new SessionClosedError(because));
   }
 }
 
