@@ -78,8 +78,11 @@ export class ConnectionHold {
     if (!queue.isBusy) return;
     const drained = queue.drained();
     if (cancelAfterMs > 0) await settledWithin(cancelAfterMs, drained);
-    await this.connection.cancel();
-    await drained;
+    // One that waits behind another, as the first does behind BEGIN in some cases, begins only when that has been cancelled.
+    while (queue.isBusy) {
+      await this.connection.cancel();
+      await settledWithin(CANCEL_AGAIN_AFTER_MS, drained);
+    }
   }
 
   private bounded<T>(work: Promise<T>): Promise<T> {
@@ -95,3 +98,5 @@ export class ConnectionHold {
     });
   }
 }
+
+const CANCEL_AGAIN_AFTER_MS = 50;

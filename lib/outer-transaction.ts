@@ -17,6 +17,7 @@ export class OuterTransaction implements Connection {
   private current: KnexClient | undefined;
   /** What a statement of ours runs on now. */
   private running: PgConnection | Lease | undefined;
+  private cancelling: Promise<void> | undefined;
 
   private constructor(
     private readonly savepoint: Knex.Transaction,
@@ -64,8 +65,9 @@ export class OuterTransaction implements Connection {
     }
   }
 
-  whenReady(): Promise<boolean> {
-    return Promise.resolve(true);
+  async whenReady(): Promise<boolean> {
+    await this.cancelling;
+    return true;
   }
 
   hasEndedByItself(): boolean {
@@ -92,7 +94,14 @@ export class OuterTransaction implements Connection {
     if (!this.savepoint.isCompleted()) this.rollback().catch(() => {});
   }
 
-  async cancel(): Promise<void> {
+  cancel(): Promise<void> {
+    this.cancelling ??= this.cancelRunning().then(() => {
+      this.cancelling = undefined;
+    });
+    return this.cancelling;
+  }
+
+  private async cancelRunning(): Promise<void> {
     const { running } = this;
     if (running instanceof Lease) await running.connection.cancel();
     else if (running) await cancelUntilReady(running, this.streamOption);

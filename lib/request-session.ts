@@ -79,7 +79,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const { req, res } = this.exchange;
     // The end first: every response is destroyed after it.
     if (res.writableEnded) throw new SessionClosedError(RESPONSE_HAS_ENDED);
-    if (!this.letsHandlerFinish && isGone(req, res)) throw new SessionClosedError(CLIENT_HAS_GONE);
+    if (isGone(req, res) && !this.letsHandlerFinish) throw new SessionClosedError(CLIENT_HAS_GONE);
   }
 
   onFirstUse(): Limits {
@@ -92,6 +92,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     try {
       limits = limitsFor(options, req);
       this.commitAt = valueFor('commitAt', options.commitAt, req);
+      this.onDisconnect ??= valueFor('onDisconnect', options.onDisconnect, req);
       openSessions.join(this.scope.transaction);
     } catch (error) {
       // The handler may swallow it, and must not answer with a success then.
@@ -100,6 +101,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     }
     if (this.commitAt === 'finish') {
       res.once('finish', () => this.settleAfterFinish());
+      if (isGone(req, res)) this.settleAtEnd();
     } else {
       const letsBytesFlow = this.commitAt === 'end';
       if (!canStillHold(res, letsBytesFlow)) {
@@ -229,7 +231,8 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     if (this.isWatched) return;
     this.isWatched = true;
     const { req, res } = this.exchange;
-    onClose(req, res, () => this.onClose());
+    if (isGone(req, res)) this.onClose();
+    else onClose(req, res, () => this.onClose());
   }
 
   private onClose(): void {
@@ -239,12 +242,16 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     if (this.gate?.settling || transaction.isSettled) return;
     if (res.writableFinished && (this.commitAt === 'finish' || !transaction.isUsed)) return;
     if (this.letsHandlerFinish) {
-      // A response that nobody receives may never finish, but the handler ends it.
-      if (this.commitAt === 'finish') this.gate ??= ResponseGate.keep(this.exchange, this);
+      if (this.commitAt === 'finish') this.settleAtEnd();
       return;
     }
     this.isClientGone = true;
     transaction.interrupt(new SessionClosedError(CLIENT_HAS_GONE));
+  }
+
+  /** A response that nobody receives may never finish, but the handler ends it. */
+  private settleAtEnd(): void {
+    this.gate ??= ResponseGate.keep(this.exchange, this);
   }
 
   private settleAfterFinish(): void {
