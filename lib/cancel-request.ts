@@ -11,14 +11,20 @@ import { isReady, type PgConnection, type Wire, whenReady } from './postgres';
  * @param streamOption pg's `stream`, as the application has configured it
  */
 export async function cancelUntilReady(pg: PgConnection, streamOption: unknown): Promise<void> {
-  const ready = whenReady(pg);
   let hasEnded = isReady(pg);
-  const ended = ready.then(() => {
+  let onLost: () => void;
+  const lost = new Promise<void>((resolve) => {
+    onLost = resolve;
+  });
+  const ended = whenReady(pg).then((isReady) => {
     hasEnded = true;
+    if (!isReady) onLost();
   });
   for (let pauseMs = 50; !hasEnded; pauseMs = Math.min(pauseMs * 2, 1_000)) {
     // A `stream` function of the application may throw.
-    await requestCancel(pg, streamOption).catch(() => {});
+    const requested = requestCancel(pg, streamOption).catch(() => {});
+    // With the connection, whatever a late cancel might hit is gone.
+    await Promise.race([requested, lost]);
     await settledWithin(pauseMs, ended);
   }
 }
@@ -39,7 +45,7 @@ function requestCancel(pg: PgConnection, streamOption: unknown): Promise<void> {
 
   return new Promise((resolve) => {
     // pg's own class, which knows how to begin TLS; its `client.cancel()` does not wait for that.
-    const own = new (wire.constructor as WireClass)({ stream: streamOption, ssl, sslNegotiation });
+    const own = new (wire.constructor as WireClass)({ stream: streamOption, ssl, sslNegotiation, keepAlive: true });
     let isSent = false;
     const send = (): void => {
       isSent = true;
@@ -62,7 +68,7 @@ function requestCancel(pg: PgConnection, streamOption: unknown): Promise<void> {
       if (streamOption === undefined) connectTo(own.stream, wire.stream.remoteAddress);
       own.connect(port, host);
     }
-    // It holds nothing, and a dead network must not keep the process alive for it.
+    // On a dead network it stays until keep-alive finds out; the process need not stay for it.
     own.stream.unref?.();
   });
 }
@@ -84,4 +90,4 @@ interface CancelWire extends Wire {
   requestSsl(): void;
   cancel(processID: number, secretKey: number): void;
 }
-type WireClass = new (config: { stream: unknown; ssl: unknown; sslNegotiation: unknown }) => CancelWire;
+type WireClass = new (config: { stream: unknown; ssl: unknown; sslNegotiation: unknown; keepAlive: boolean }) => CancelWire;

@@ -15,8 +15,8 @@ export class Interruption {
     return this.controller.signal;
   }
 
-  /** Last of all: what a listener does must find everything else done. */
-  tell(): void {
-    this.controller?.abort(this.reason);
+  interrupt(reason: SessionError): void {
+    this.reason = reason;
+    this.controller?.abort(reason);
   }
 }

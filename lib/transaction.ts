@@ -47,6 +47,7 @@ export class Transaction {
   private hold: ConnectionHold | undefined;
   private readonly interruption = new Interruption();
   private settlement: Promise<void> | undefined;
+  private hasEnded = false;
   /** Set when COMMIT is on its way: it is left to finish. */
   private isCommitting = false;
   /** Why nothing can be committed any more. */
@@ -108,7 +109,10 @@ export class Transaction {
 
   /** Takes part in the transaction, when it is its turn; every lease must be returned. */
   async lease(level: Level, isControl = false): Promise<Lease> {
-    this.assertOpen();
+    if (this.closedBecause !== undefined) {
+      await this.afterRollback();
+      this.assertOpen();
+    }
     const turn = this.queue.turn();
     if (turn) await turn;
     try {
@@ -118,6 +122,7 @@ export class Transaction {
       return new Lease(this.hold?.connection ?? (await this.opening), level, isControl);
     } catch (error) {
       this.queue.pass();
+      await this.afterRollback();
       throw error;
     }
   }
@@ -191,7 +196,11 @@ export class Transaction {
       const { hold } = this;
       this.hold = undefined;
       hold?.letGo();
-      if (this.openSavepoints?.areOpen) this.openSavepoints.abandon(this.closed);
+      if (this.openSavepoints?.areOpen) {
+        const { closed } = this;
+        void this.afterRollback().then(() => this.openSavepoints?.abandon(closed));
+      }
+      this.hasEnded = true;
       if (this.isUsed) this.owner.onReleased();
     }
   }
@@ -204,15 +213,16 @@ export class Transaction {
     if (this.isCommitting || this.isAbandoned) return;
     if (mustDestroy) this.hold?.retire(reason);
     this.failure ??= reason;
-    this.interruption.reason = reason;
-    if (this.settlement === undefined) this.owner.onInterrupt(reason);
+    const wasOpen = this.settlement === undefined;
+    // A listener may end the session, or answer: that is answered for like anything else the handler does.
+    this.interruption.interrupt(reason);
+    if (wasOpen) this.owner.onInterrupt(reason);
     else {
       // It waits for statements that were not awaited, in order to commit.
       this.isAbandoned = true;
       if (this.hold === undefined) this.acquisition?.giveUp(reason);
       else this.hold.stop(this.queue);
     }
-    this.interruption.tell();
   }
 
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
@@ -263,7 +273,13 @@ export class Transaction {
   }
 
   private async run<T>(lease: Lease, statement: Statement, send: (connection: Connection) => Promise<T>): Promise<T> {
-    const connection = this.assertUsable(lease, statement);
+    let connection: Connection;
+    try {
+      connection = this.assertUsable(lease, statement);
+    } catch (error) {
+      await this.tellAfterRollback(lease);
+      throw error;
+    }
     let failed: unknown;
     lease.isRunning = true;
     try {
@@ -281,17 +297,24 @@ export class Transaction {
       } finally {
         lease.isRunning = false;
         if (lease.isReturned) this.pass(lease);
-        if (this.isAbandoned) await this.holdBack(lease);
+        await this.tellAfterRollback(lease);
       }
     }
+  }
+
+  private async tellAfterRollback(lease: Lease): Promise<void> {
+    if (!this.isAbandoned || this.hasEnded) return;
+    // Knex returns it when it has been told.
+    this.returnLease(lease);
+    await this.afterRollback();
   }
 
   /**
    * Whoever waits for a statement of work that is being rolled back hears of it after the ROLLBACK: the error that he throws then must
    * not overtake the one that has ended the session.
    */
-  private async holdBack(lease: Lease): Promise<void> {
-    this.returnLease(lease);
+  private async afterRollback(): Promise<void> {
+    if (!this.isAbandoned || this.hasEnded) return;
     await this.settlement?.catch(() => {});
     await nextTurn();
   }
