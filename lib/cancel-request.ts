@@ -12,19 +12,12 @@ import { isReady, type PgConnection, type Wire, whenReady } from './postgres';
  */
 export async function cancelUntilReady(pg: PgConnection, streamOption: unknown): Promise<void> {
   let hasEnded = isReady(pg);
-  let onLost: () => void;
-  const lost = new Promise<void>((resolve) => {
-    onLost = resolve;
-  });
-  const ended = whenReady(pg).then((isReady) => {
+  const ended = whenReady(pg).then(() => {
     hasEnded = true;
-    if (!isReady) onLost();
   });
   for (let pauseMs = 50; !hasEnded; pauseMs = Math.min(pauseMs * 2, 1_000)) {
     // A `stream` function of the application may throw.
-    const requested = requestCancel(pg, streamOption).catch(() => {});
-    // With the connection, whatever a late cancel might hit is gone.
-    await Promise.race([requested, lost]);
+    await requestCancel(pg, streamOption).catch(() => {});
     await settledWithin(pauseMs, ended);
   }
 }

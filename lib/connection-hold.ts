@@ -39,7 +39,7 @@ export class ConnectionHold {
 
   async commit(abortedBy: unknown): Promise<void> {
     try {
-      await this.bounded(this.connection.commit(abortedBy));
+      await this.bounded('COMMIT', this.connection.commit(abortedBy));
     } catch (error) {
       throw error === this.disposedBecause ? new CommitUnknownError(error) : error;
     }
@@ -48,7 +48,8 @@ export class ConnectionHold {
   /** @returns the error, if the server may not have heard of it */
   async rollback(queue: StatementQueue, cancelAfterMs: number): Promise<unknown> {
     try {
-      await this.bounded(this.endStatement(queue, cancelAfterMs).then(() => this.sendRollback()));
+      const work = this.endStatement(queue, cancelAfterMs).then(() => this.sendRollback());
+      await this.bounded('ROLLBACK', work);
       return undefined;
     } catch (error) {
       this.disposedBecause ??= error;
@@ -59,7 +60,7 @@ export class ConnectionHold {
 
   /** Cancels the statement that runs. */
   stop(queue: StatementQueue): void {
-    this.bounded(this.endStatement(queue, 0)).catch(() => queue.abandon());
+    this.bounded('a cancel', this.endStatement(queue, 0)).catch(() => queue.abandon());
   }
 
   /** Gives the connection back, or destroys it. */
@@ -78,18 +79,23 @@ export class ConnectionHold {
     if (!queue.isBusy) return;
     const drained = queue.drained();
     if (cancelAfterMs > 0) await settledWithin(cancelAfterMs, drained);
+    let isDrained = false;
+    void drained.then(() => {
+      isDrained = true;
+    });
     // One that waits behind another, as the first does behind BEGIN in some cases, begins only when that has been cancelled.
-    while (queue.isBusy) {
+    while (!isDrained && !this.disposedBecause && !this.connection.lostBecause) {
       await this.connection.cancel();
       await settledWithin(CANCEL_AGAIN_AFTER_MS, drained);
     }
+    await drained;
   }
 
-  private bounded<T>(work: Promise<T>): Promise<T> {
+  private bounded<T>(what: string, work: Promise<T>): Promise<T> {
     const { settleTimeout } = this.limits;
     return new Promise((resolve, reject) => {
       this.deadline.set(settleTimeout, () => {
-        const error = new Error(`The database did not answer within ${settleTimeout} ms (settleTimeout).`);
+        const error = new Error(`${what} was not answered within ${settleTimeout} ms (settleTimeout): the connection has been destroyed.`);
         this.disposedBecause ??= error;
         this.connection.destroy(error);
         reject(this.disposedBecause);

@@ -171,7 +171,9 @@ export class PooledConnection implements Connection {
 
   cancel(): Promise<void> {
     if (this.lostBecause !== undefined) return Promise.resolve();
-    this.cancelling ??= cancelUntilReady(this.pg, this.pool.streamOption).then(() => {
+    // A connection that is lost meanwhile, be it by destroy(), leaves nothing that a late cancel could hit.
+    const lost = new Promise<void>((resolve) => this.whenLost.add(resolve));
+    this.cancelling ??= Promise.race([cancelUntilReady(this.pg, this.pool.streamOption), lost]).then(() => {
       this.cancelling = undefined;
     });
     return this.cancelling;

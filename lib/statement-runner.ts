@@ -1,0 +1,236 @@
+import type { Transform } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Connection, KnexClient } from './connection';
+import type { ConnectionHold } from './connection-hold';
+import { SessionClosedError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import { Interruption } from './interruption';
+import { type Level, OpenSavepoints, savepointOver } from './open-savepoints';
+import { destroyStream, OpenStreams } from './open-streams';
+import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, QUERY_CANCELED, type Statement } from './postgres';
+import { Lease, StatementQueue } from './statement-queue';
+
+/**
+ * What has become of a session's work.
+ * `'unused'`: no statement was run. `'open'`: a transaction is under way. `'unknown'`: the connection was lost during COMMIT.
+ */
+export type Outcome = 'unused' | 'open' | 'committed' | 'rolled back' | 'unknown';
+
+/** The statements of a transaction: whether one may run, whose turn it is, and what its end says about the transaction. */
+export abstract class StatementRunner {
+  outcome: Outcome = 'unused';
+  /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
+  abortedBy: unknown;
+
+  protected opening: Promise<Connection> | undefined;
+  protected hold: ConnectionHold | undefined;
+  protected settlement: Promise<void> | undefined;
+  protected hasEnded = false;
+  /** Why nothing can be committed any more. */
+  protected failure: unknown;
+  /** Set when no new statement is taken: why. */
+  protected closedBecause: string | undefined;
+  /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
+  protected isAbandoned = false;
+
+  protected readonly interruption = new Interruption();
+  protected readonly queue = new StatementQueue();
+  // Made when they are needed: most sessions have neither, and many are never used.
+  protected streams: OpenStreams | undefined;
+  protected openSavepoints: OpenSavepoints | undefined;
+
+  /** Takes a connection. */
+  protected abstract open(): Promise<Connection>;
+
+  /** The error for whoever comes after the end; made for each of them, so that its stack shows who it was. */
+  get closed(): SessionClosedError | undefined {
+    return this.closedBecause === undefined ? undefined : new SessionClosedError(this.closedBecause, this.interruption.reason);
+  }
+
+  get hasOpenStream(): boolean {
+    return this.streams?.areOpen ?? false;
+  }
+
+  get savepoints(): OpenSavepoints {
+    this.openSavepoints ??= new OpenSavepoints();
+    return this.openSavepoints;
+  }
+
+  /** A savepoint has been rolled back. */
+  noteRolledBack(savepoint: Level): void {
+    this.failure ??= this.savepoints.rolledBack(savepoint);
+  }
+
+  /** Takes part in the transaction, when it is its turn; every lease must be returned. */
+  async lease(level: Level, isControl = false): Promise<Lease> {
+    if (this.closedBecause !== undefined) {
+      await this.afterRollback();
+      this.assertOpen();
+    }
+    const turn = this.queue.turn();
+    if (turn) await turn;
+    try {
+      // With a connection, it is refused when it is used: by a lease that is refused, Knex would end a stream, and the process.
+      if (this.isAbandoned && !this.hold) this.assertOpen();
+      this.opening ??= this.open();
+      return new Lease(this.hold?.connection ?? (await this.opening), level, isControl);
+    } catch (error) {
+      this.queue.pass();
+      await this.afterRollback();
+      throw error;
+    }
+  }
+
+  /** May be called again for the same lease: Knex does so for streams. */
+  returnLease(lease: Lease): void {
+    if (lease.isReturned) return;
+    lease.isReturned = true;
+    this.hold?.dispose(lease.__knex__disposed);
+    // Knex returns a stream's lease when the stream closes, while the server is still busy with its cursor.
+    if (!lease.isRunning || this.hold?.disposedBecause) this.pass(lease);
+  }
+
+  private pass(lease: Lease): void {
+    if (lease.hasPassed) return;
+    lease.hasPassed = true;
+    this.queue.pass();
+  }
+
+  query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
+    return this.run(lease, statement, (connection) => connection.query(client, statement, lease.level.txid));
+  }
+
+  /** The connection is taken until the stream closes. */
+  async stream(lease: Lease, client: KnexClient, statement: Statement, stream: Transform, options: unknown): Promise<void> {
+    const closedError = this.closed;
+    if (closedError) {
+      // Nobody would read it to its end any more, and the session would wait for that.
+      destroyStream(stream, closedError);
+      throw closedError;
+    }
+    this.streams ??= new OpenStreams();
+    await this.streams.feed(stream, (closed) =>
+      this.run(lease, statement, (connection) =>
+        Promise.race([connection.stream(client, statement, lease.level.txid, stream, options), closed]),
+      ),
+    );
+  }
+
+  private async run<T>(lease: Lease, statement: Statement, send: (connection: Connection) => Promise<T>): Promise<T> {
+    let connection: Connection;
+    try {
+      connection = this.assertUsable(lease, statement);
+    } catch (error) {
+      await this.tellAfterRollback(lease);
+      throw error;
+    }
+    let failed: unknown;
+    lease.isRunning = true;
+    try {
+      const result = await send(connection);
+      // A transaction that has failed takes nothing but ROLLBACK TO: this one is healthy, whatever was before.
+      this.abortedBy = undefined;
+      if (this.openSavepoints?.areOpen && !isRead(statement)) this.openSavepoints.noteStatement(lease.level);
+      return result;
+    } catch (error) {
+      failed = this.noteFailed(error);
+      throw failed;
+    } finally {
+      try {
+        await this.noteState(connection, failed);
+      } finally {
+        lease.isRunning = false;
+        if (lease.isReturned) this.pass(lease);
+        await this.tellAfterRollback(lease);
+      }
+    }
+  }
+
+  private async tellAfterRollback(lease: Lease): Promise<void> {
+    if (!this.isAbandoned || this.hasEnded) return;
+    // Knex returns it when it has been told.
+    this.returnLease(lease);
+    await this.afterRollback();
+  }
+
+  /**
+   * Whoever waits for a statement of work that is being rolled back hears of it after the ROLLBACK: the error that he throws then must
+   * not overtake the one that has ended the session.
+   */
+  protected async afterRollback(): Promise<void> {
+    if (!this.isAbandoned || this.hasEnded) return;
+    await this.settlement?.catch(() => {});
+    await nextTurn();
+  }
+
+  protected assertOpen(): void {
+    const error = this.closed;
+    if (error) throw error;
+  }
+
+  private assertUsable(lease: Lease, statement: Statement): Connection {
+    const connection = this.hold?.connection;
+    if (this.failure) throw this.failure;
+    if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
+      throw this.closed ?? new Error('Invalid connection for transaction query.');
+    }
+    if (connection.lostBecause) throw connection.lostBecause;
+    const givenUp = this.statementGivenUp();
+    if (givenUp) throw givenUp;
+    // A statement that was not awaited would run outside of its savepoint, and outlive its ROLLBACK.
+    if (lease.isOver) throw savepointOver();
+    if (statement.method === 'raw' && controlsTransaction(statement.sql)) {
+      // Whatever was meant by it has not happened; a COMMIT at the end might be the opposite.
+      this.failure = refuseControl();
+      throw this.failure;
+    }
+    return connection;
+  }
+
+  private noteFailed(error: unknown): unknown {
+    if (error instanceof SessionUnavailableError) this.failure ??= error;
+    if (isGivenUp(error)) this.hold?.dispose(error);
+    const isServers = isServerError(error);
+    const reason =
+      this.isAbandoned && !(isServers && error.code !== QUERY_CANCELED) ? (this.interruption.reason ?? this.closed) : undefined;
+    if (reason) {
+      // It is our doing: we have cancelled it, or destroyed its connection.
+      reason.cause ??= error;
+      return reason;
+    }
+    if (!isServers) return error;
+    if (error.code === FAILED_TRANSACTION && error.cause === undefined) error.cause = this.abortedBy;
+    this.abortedBy ??= error;
+    return error;
+  }
+
+  /** After every statement; an error comes before the server is ready again, and its status is stale until then. */
+  private async noteState(connection: Connection, failed: unknown): Promise<void> {
+    if (!this.hold?.disposedBecause) await connection.whenReady();
+    if (this.hold?.connection !== connection) return;
+    if (connection.hasBegun && this.outcome === 'unused') this.outcome = 'open';
+    if (!connection.hasEndedByItself()) return;
+    // A statement in disguise (a raw "...; COMMIT") has ended the transaction: all that came next would commit by itself.
+    this.outcome = 'unknown';
+    this.failure ??= new SessionError(
+      'ERR_TRANSACTION_CONTROL',
+      'A statement ended the transaction of the session (a COMMIT or ROLLBACK among several statements in one raw?). ' +
+        'What came before it may be stored. Use session.commit() or session.rollback().',
+      failed,
+    );
+    throw this.failure;
+  }
+
+  /** The server may still work on it: nothing can follow on this connection, and nobody knows what it does. */
+  protected statementGivenUp(): TransactionAbortedError | undefined {
+    const because = this.hold?.disposedBecause;
+    return because === undefined ? undefined : new TransactionAbortedError(because);
+  }
+}
+
+function refuseControl(): SessionError {
+  return new SessionError(
+    'ERR_TRANSACTION_CONTROL',
+    'A raw statement would have ended or replaced the transaction of the session. It was not sent, and the session will be rolled back. ' +
+      'Use session.commit(), session.rollback() or session.transaction().',
+  );
+}
