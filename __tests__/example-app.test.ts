@@ -2,12 +2,14 @@ import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer, get, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
+import { SessionTimeoutError } from 'express-knex-session';
 import type { Knex } from 'knex';
 import request from 'supertest';
 import { createApp } from '../example-app/app';
 import { configFor } from '../example-app/database';
 import { migrate, migrationSource } from '../example-app/migrations';
 import { seedIfEmpty } from '../example-app/seed';
+import { toProblem } from '../example-app/to-problem';
 import { createDatabase, type TestDatabase } from './support/database';
 import { eventually, poolUsage } from './support/pool';
 
@@ -194,6 +196,30 @@ describe('when transfers go both ways at once', () => {
       'select id from accounts where balance <> (select coalesce(sum(amount), 0) from entries where account_id = accounts.id)',
     );
     expect(wrong).toEqual([]);
+  });
+});
+
+describe('when SQL from elsewhere deadlocks with a transfer', () => {
+  it('asks the client to send it again, and it works then', async () => {
+    const { from, to } = await twoAccounts({ balance: 1000 });
+    const [first, last] = [from, to].sort() as [string, string];
+    const wanted = { id: randomUUID(), from, to, amount: 10 };
+    const other = await database.admin.transaction();
+    await other.raw("set local deadlock_timeout = '1min'"); // So that the transfer is the one that gives in.
+    await other('accounts').where({ id: last }).forNoKeyUpdate();
+    const answer = send(transfer(wanted));
+    await eventually(async () => expect(await waitingCommits()).toHaveLength(1));
+    const locked = other('accounts').where({ id: first }).forNoKeyUpdate();
+    await locked.then(() => other.rollback());
+
+    const { status, headers, body } = await answer;
+    expect({ status, headers, body }).toMatchObject({
+      status: 503,
+      headers: { 'retry-after': '1' },
+      body: { detail: expect.stringContaining('again') },
+    });
+    expect(await entriesOf(wanted.id)).toEqual([]);
+    await transfer(wanted).expect(201);
   });
 });
 
@@ -503,8 +529,9 @@ describe('when the pool is exhausted', () => {
       const taken = await pool.transaction();
       await taken.raw('select 1');
 
-      await request(app).get('/health').expect(200, { status: 'ok' });
+      const { body } = await request(app).get('/health').expect(200);
 
+      expect(body).toEqual({ status: 'ok', sessions: { open: 0, waiting: 0, committed: 0, rolledBack: 0, unknown: 0 } });
       expect(poolUsage(pool)).toMatchObject({ used: 1, pendingAcquires: 0 });
       await taken.rollback();
     });
@@ -513,7 +540,7 @@ describe('when the pool is exhausted', () => {
 
 describe('when the database is down', () => {
   it('answers 503 with Retry-After, and /health as always', async () => {
-    const pool = database.knex({ ...configFor('postgres://nobody@127.0.0.1:1/none'), log: { warn() {}, error() {} } });
+    const pool = database.knex(configFor('postgres://nobody@127.0.0.1:1/none'));
     const app = serve(pool);
 
     const response = await request(app).get(`/accounts/${randomUUID()}`).expect(503).expect('retry-after', '1');
@@ -521,6 +548,17 @@ describe('when the database is down', () => {
     expect(response.body).toMatchObject({ type: expect.stringContaining('busy'), status: 503 });
     await request(app).get('/health').expect(200);
     app.close();
+  });
+});
+
+describe('when a request takes too long', () => {
+  it('says so, and that nothing was stored', () => {
+    const { status, headers, body } = toProblem(new SessionTimeoutError(10_000));
+    expect({ status, headers, body }).toMatchObject({
+      status: 503,
+      headers: { 'retry-after': '1' },
+      body: { detail: expect.stringMatching('nothing was stored') },
+    });
   });
 });
 
@@ -555,7 +593,7 @@ describe('when the migrations are undone', () => {
 });
 
 function serve(pool: Knex): Server {
-  return createServer(createApp(pool, (error) => logged.push(error))).listen(0);
+  return createServer(createApp(pool, (error) => logged.push(error)).app).listen(0);
 }
 
 async function withPool(poolConfig: Knex.PoolConfig, use: (pool: Knex, app: Server) => Promise<void>): Promise<void> {

@@ -7,7 +7,13 @@ const connectionTimeoutMillis = 5_000;
 /** Cents are `bigint` from the database to the response: a number loses digits above 2^53. */
 export function configFor(url: string): Knex.Config {
   const connection = { connectionString: url, connectionTimeoutMillis, application_name: 'ledger', types: { getTypeParser } };
-  return { client: 'pg', connection: connection as Knex.PgConnectionConfig, pool: { min: 0, max: 10 } };
+  return {
+    client: 'pg',
+    connection: connection as Knex.PgConnectionConfig,
+    pool: { min: 0, max: 10 },
+    // Of each connection that it lost or did not get, with a stack. Whoever needed it gets an error, which is logged where it is answered.
+    log: { warn() {} },
+  };
 }
 
 const getTypeParser: typeof types.getTypeParser = (type, format) =>

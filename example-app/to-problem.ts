@@ -1,4 +1,4 @@
-import { SessionError } from 'express-knex-session';
+import { isRetryable, SessionError } from 'express-knex-session';
 import { DatabaseError } from 'pg';
 import { Problem } from './problem';
 
@@ -8,6 +8,7 @@ import { Problem } from './problem';
  */
 export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error;
+  if (isRetryable(error)) return busy('Another request was in the way, and nothing was stored. Send the request again.');
   if (error instanceof SessionError) return ofSession(error);
   if (error instanceof DatabaseError) return ofDatabase(error);
   return ofRequest(error);
@@ -16,7 +17,9 @@ export function toProblem(error: unknown): Problem {
 function ofSession(error: SessionError): Problem {
   switch (error.code) {
     case 'ERR_SESSION_UNAVAILABLE':
-      return busy('The database cannot be reached. Nothing was stored; send the request again later.');
+      return busy('The ledger cannot be used at the moment. Nothing was stored; send the request again later.');
+    case 'ERR_SESSION_TIMEOUT':
+      return busy('It took too long, and nothing was stored. Send the request again.');
     case 'ERR_COMMIT_UNKNOWN':
       return new Problem(error.status, 'outcome-unknown', 'It is not known whether the change was stored', {
         detail:
@@ -34,11 +37,6 @@ function ofDatabase(error: DatabaseError): Problem {
       return new Problem(409, 'overdrawn', 'The account does not have that much');
     case 'entries_account_exists':
       return new Problem(422, 'unknown-account', 'The transfer names an account that does not exist');
-  }
-  switch (error.code) {
-    case '40001': // serialization_failure
-    case '40P01': // deadlock_detected
-      return busy('Another request was in the way, and nothing was stored. Send the request again.');
     default:
       return Problem.ofStatus(500);
   }

@@ -1,8 +1,14 @@
 import { Router } from 'express';
+import type { SessionMiddleware } from 'express-knex-session';
 
-export const health = Router();
-
-/** Whether the process answers: it does not use the session, so it takes no connection and works without a database. */
-health.get('/', (_req, res) => {
-  res.json({ status: 'ok' });
-});
+/**
+ * Whether the process answers, and how its sessions stand. It does not use one itself, so it takes no connection and works without a
+ * database.
+ */
+export function health(sessions: SessionMiddleware): Router {
+  const health = Router();
+  health.get('/', (_req, res) => {
+    res.json({ status: 'ok', sessions: sessions.stats() });
+  });
+  return health;
+}
