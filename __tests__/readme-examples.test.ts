@@ -1,10 +1,12 @@
+import { once } from 'node:events';
 import { pipeline } from 'node:stream/promises';
 import express, { type ErrorRequestHandler, type Express } from 'express';
 import * as expressKnexSession from 'express-knex-session';
 import type { Knex } from 'knex';
 import { createDatabase, type TestDatabase } from './support/database';
 import { expressSession } from './support/express-session';
-import { get, type Listening, listen, post } from './support/http';
+import { deferred } from './support/gated-app';
+import { get, type Listening, listen, post, RawClient } from './support/http';
 import { poolUsage } from './support/pool';
 import { exampleOf, runExample } from './support/readme';
 import { failOnWarnings } from './support/warnings';
@@ -231,15 +233,61 @@ describe('what the limits say', () => {
     });
     expect(level).toBe('serializable');
   });
+});
 
-  it('is bounded by PostgreSQL as the example shows', async () => {
-    const configured: unknown[] = [];
-    await runExample(exampleOf('Limits', 'statement_timeout'), { createKnex: (config: unknown) => configured.push(config), process });
-    const [{ connection, ...config }] = configured as [Knex.Config & { connection: object }];
-    const bounded = database.knex({ ...config, connection: { ...connection, connectionString: database.url } });
-    const { rows } = await expressKnexSession.withSession(bounded, (session) =>
-      session.raw("SELECT current_setting('statement_timeout') AS a, current_setting('idle_in_transaction_session_timeout') AS b"),
-    );
-    expect(rows).toEqual([{ a: '10s', b: '30s' }]);
+describe('the example of a client that leaves', () => {
+  it('stops the outside call of the handler', async () => {
+    const fetching = deferred<AbortSignal>();
+    const fetch = (_url: string, { signal }: { signal: AbortSignal }) => {
+      fetching.resolve(signal);
+      return once(signal, 'abort').then(() => Promise.reject(signal.reason));
+    };
+    const app = appWithSessions();
+    await runExample(exampleOf('When the client leaves, and when things hang'), { ...scopeWith(app), fetch }, 'app');
+    server = await listen(app);
+    const client = (await RawClient.connect(server.port)).get('/report');
+    const signal = await fetching.promise;
+    await client.reset();
+    await once(signal, 'abort');
+    expect(signal.reason).toMatchObject({ code: 'ERR_SESSION_CLOSED' });
+  });
+});
+
+describe('the example of a shutdown', () => {
+  it('lets an open session finish, refuses a new one, and then destroys the pool', async () => {
+    const app = express();
+    const stop = deferred<() => Promise<void>>();
+    const own = database.knex();
+    const scope = {
+      ...scopeWith(app),
+      knex: own,
+      app: Object.assign(app, { listen: () => ({ close: () => {}, closeAllConnections: () => {} }) }),
+      process: { once: (_signal: string, listener: () => Promise<void>) => stop.resolve(listener) },
+    };
+    await runExample(exampleOf('Shutdown'), scope, 'app');
+    const held = deferred<void>();
+    const opened = deferred<void>();
+    app.post('/slow', async (req, res) => {
+      await req.session('entries').insert({ account: 'slow', amount: 1 });
+      opened.resolve();
+      await held.promise;
+      res.sendStatus(201);
+    });
+    app.post('/new', async (req, res) => {
+      await req.session('entries').insert({ account: 'new', amount: 1 });
+      res.sendStatus(201);
+    });
+    app.use(expressKnexSession.sessionErrorHandler(), answerStatus);
+    server = await listen(app);
+
+    const slow = post(`${server.url}/slow`);
+    await opened.promise;
+    const stopped = (await stop.promise)();
+    expect(await post(`${server.url}/new`)).toMatchObject({ status: 503, body: 'ERR_SESSION_UNAVAILABLE' });
+    held.resolve();
+    expect(await slow).toMatchObject({ status: 201 });
+    await stopped;
+    expect(await entries()).toEqual([{ account: 'slow', amount: 1 }]);
+    expect(own.client.pool).toBeUndefined();
   });
 });

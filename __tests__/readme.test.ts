@@ -26,6 +26,8 @@ describe('the README', () => {
       'With express-session',
       'One router only',
       'Errors by code',
+      'When the client leaves, and when things hang',
+      'Shutdown',
       'Why a session per request',
       '4xx that must persist',
       'Limits',
