@@ -181,7 +181,8 @@ export class RequestSession implements TransactionOwner, GateKeeper {
    */
   fail(error: unknown): Promise<'decided' | 'passed on' | 'rolled back'> | undefined {
     const { gate } = this;
-    if (gate?.settling) return gate.settling.then(() => 'decided');
+    // What the gate itself passes on goes on at once: an error of the old handler must not overtake it.
+    if (gate?.settling) return isErrorHandler(this.exchange.res) ? undefined : gate.settling.then(() => 'decided');
     if (this.commitAt === 'finish' && this.exchange.res.writableEnded) return undefined;
     const rolledBack = this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
     if (!this.scope.transaction.isUsed) return undefined;

@@ -115,12 +115,11 @@ export class Transaction extends StatementRunner {
     // A listener may end the session, or answer: that is answered for like anything else the handler does.
     this.interruption.interrupt(reason);
     if (wasOpen) this.owner.onInterrupt(reason);
-    else {
-      // It waits for statements that were not awaited, in order to commit.
-      this.isAbandoned = true;
-      if (this.hold === undefined) this.acquisition?.giveUp(reason);
-      else this.hold.stop(this.queue);
-    }
+    if (this.isAbandoned) return;
+    // It waits for statements that were not awaited, in order to commit.
+    this.isAbandoned = true;
+    if (this.hold === undefined) this.acquisition?.giveUp(reason);
+    else this.hold.stop(this.queue);
   }
 
   /** The ladder: what keeps the work from being committed; then COMMIT, and what its answer means. */
