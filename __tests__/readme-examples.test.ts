@@ -1,5 +1,8 @@
 import { once } from 'node:events';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express } from 'express';
 import * as expressKnexSession from 'express-knex-session';
 import type { Knex } from 'knex';
@@ -258,10 +261,14 @@ describe('the example of a shutdown', () => {
     const app = express();
     const stop = deferred<() => Promise<void>>();
     const own = database.knex();
+    const listening = createServer(app).listen(0, '127.0.0.1');
+    await once(listening, 'listening');
     const scope = {
       ...scopeWith(app),
       knex: own,
-      app: Object.assign(app, { listen: () => ({ close: () => {}, closeAllConnections: () => {} }) }),
+      app: Object.assign(app, { listen: () => listening }),
+      once,
+      delay,
       process: { once: (_signal: string, listener: () => Promise<void>) => stop.resolve(listener) },
     };
     await runExample(exampleOf('Shutdown'), scope, 'app');
@@ -273,17 +280,23 @@ describe('the example of a shutdown', () => {
       await held.promise;
       res.sendStatus(201);
     });
+    const arrived = deferred();
+    const draining = deferred();
     app.post('/new', async (req, res) => {
+      arrived.resolve();
+      await draining.promise;
       await req.session('entries').insert({ account: 'new', amount: 1 });
       res.sendStatus(201);
     });
     app.use(expressKnexSession.sessionErrorHandler(), answerStatus);
-    server = await listen(app);
+    const url = `http://127.0.0.1:${(listening.address() as AddressInfo).port}`;
 
-    const slow = post(`${server.url}/slow`);
-    await opened.promise;
+    const slow = post(`${url}/slow`);
+    const late = post(`${url}/new`);
+    await Promise.all([opened.promise, arrived.promise]);
     const stopped = (await stop.promise)();
-    expect(await post(`${server.url}/new`)).toMatchObject({ status: 503, body: 'ERR_SESSION_UNAVAILABLE' });
+    draining.resolve();
+    expect(await late).toMatchObject({ status: 503, body: 'ERR_SESSION_UNAVAILABLE' });
     held.resolve();
     expect(await slow).toMatchObject({ status: 201 });
     await stopped;

@@ -9,10 +9,11 @@ import { isReady, type PgConnection, type Wire, whenReady } from './postgres';
  * borrower of the connection. Waits as long as that takes, so the caller bounds it, and destroys the connection then.
  *
  * @param streamOption pg's `stream`, as the application has configured it
+ * @param end of the statement, if others may run on the connection after it; must not reject
  */
-export async function cancelUntilReady(pg: PgConnection, streamOption: unknown): Promise<void> {
+export async function cancelUntilReady(pg: PgConnection, streamOption: unknown, end: Promise<unknown> = whenReady(pg)): Promise<void> {
   let hasEnded = isReady(pg);
-  const ended = whenReady(pg).then(() => {
+  const ended = end.then(() => {
     hasEnded = true;
   });
   for (let pauseMs = 50; !hasEnded; pauseMs = Math.min(pauseMs * 2, 1_000)) {

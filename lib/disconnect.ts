@@ -17,7 +17,8 @@ export function isGone(req: IncomingMessage, res: ServerResponse): boolean {
  */
 export function onClose(req: IncomingMessage, res: ServerResponse, listener: () => void): void {
   const { socket } = req;
-  const listeners = socket ? listenersOf(socket) : undefined;
+  // An adapter (serverless-http) has something in its place that emits nothing.
+  const listeners = typeof socket?.once === 'function' ? listenersOf(socket) : undefined;
   const notify = (): void => {
     res.removeListener('close', notify);
     listeners?.delete(notify);

@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Deadline } from './deadline';
 import { SessionUnavailableError } from './errors';
 import { aDurationFrom, describe, isDuration } from './options';
@@ -58,6 +59,8 @@ export class OpenSessions {
     else interruptAll();
     await new Promise<void>((resolve) => this.onEmpty.push(resolve));
     patience.clear();
+    // The last response has been let go by then.
+    await nextTurn();
   }
 }
 

@@ -3,7 +3,7 @@ import type { Knex } from 'knex';
 import { cancelUntilReady } from './cancel-request';
 import type { Connection, KnexClient } from './connection';
 import { SessionClosedError, TransactionAbortedError } from './errors';
-import type { PgConnection, Statement } from './postgres';
+import { isReady, type PgConnection, type Statement } from './postgres';
 import { Lease } from './statement-queue';
 
 /**
@@ -16,7 +16,7 @@ export class OuterTransaction implements Connection {
   /** Whose statement runs, and so whose listeners hear of it. */
   private current: KnexClient | undefined;
   /** What a statement of ours runs on now. */
-  private running: PgConnection | Lease | undefined;
+  private running: { connection: PgConnection | Lease; end: Promise<void> } | undefined;
   private cancelling: Promise<void> | undefined;
 
   private constructor(
@@ -54,9 +54,12 @@ export class OuterTransaction implements Connection {
   private async run(client: KnexClient, send: (connection: PgConnection | Lease) => Promise<unknown>): Promise<unknown> {
     const connection = await this.savepoint.client.acquireConnection();
     this.current = client;
-    this.running = connection;
+    // A plain Knex.Transaction has no turns: behind a statement of others ours waits in pg's queue, and a cancel would hit theirs.
+    const isNext = connection instanceof Lease || isReady(connection);
+    const sent = send(connection);
+    if (isNext) this.running = { connection, end: sent.then(noop, noop) };
     try {
-      return await send(connection);
+      return await sent;
     } finally {
       // RELEASE and ROLLBACK TO are the session's own.
       this.current = this.client;
@@ -103,10 +106,14 @@ export class OuterTransaction implements Connection {
 
   private async cancelRunning(): Promise<void> {
     const { running } = this;
-    if (running instanceof Lease) await running.connection.cancel();
-    else if (running) await cancelUntilReady(running, this.streamOption);
+    if (running === undefined) return;
+    const { connection, end } = running;
+    if (connection instanceof Lease) await connection.connection.cancel();
+    else await cancelUntilReady(connection, this.streamOption, end);
   }
 
   /** The connection is not ours: its owner goes on to use it, when it can be used. */
   destroy(): void {}
 }
+
+function noop(): void {}

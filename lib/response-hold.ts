@@ -117,11 +117,13 @@ export class HeldDrain {
  * Express's final handler destroys `req.socket` then, and the next request may be under way on it.
  */
 export function spareConnection(req: IncomingMessage, res: ServerResponse): void {
-  res.once('finish', () => {
-    const { socket } = req;
-    if (!socket) return;
-    const spared: Socket = Object.create(socket, { destroy: { value: () => spared } });
-    Object.defineProperty(req, 'socket', { value: spared, configurable: true, writable: true });
+  const { socket } = req;
+  if (!socket) return;
+  const spared: Socket = Object.create(socket, { destroy: { value: () => spared } });
+  Object.defineProperty(req, 'socket', {
+    configurable: true,
+    // Not only when it is finished: a pipelined one that has ended waits for those before it.
+    get: () => (res.writableEnded ? spared : socket),
   });
 }
 

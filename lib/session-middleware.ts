@@ -16,16 +16,18 @@ export interface SessionMiddleware extends RequestHandler {
    * Ends the sessions, for the shutdown of the application. Stop accepting connections first (`server.close()`).
    *
    * 1. From now on a first statement is refused: `ERR_SESSION_UNAVAILABLE` (503).
-   * 2. Resolves when no session holds a connection or waits for one any more.
+   * 2. Resolves when no session holds a connection or waits for one any more. The last responses may still be on their way.
    * 3. Those that are left after `ms` are interrupted: the running statement is cancelled, the work is rolled back, the client gets
-   *    `ERR_SESSION_UNAVAILABLE`. A COMMIT that is under way is left to finish. All that takes `settleTimeout` at most.
+   *    `ERR_SESSION_UNAVAILABLE`. A COMMIT that is under way is left to finish. Together it takes `ms` and `settleTimeout` at most.
    *
    * @param ms how long to wait for the open sessions, in milliseconds; 0 interrupts them at once
    * @throws TypeError if `ms` is no such number
    * @example
    * process.once('SIGTERM', async () => {
-   *   server.close();
-   *   await sessions.drain(10_000);
+   *   const closed = once(server.close(), 'close');
+   *   await sessions.drain(3_000);
+   *   await Promise.race([closed, delay(1_000)]); // slow readers
+   *   server.closeAllConnections();
    *   await knex.destroy();
    * });
    */
