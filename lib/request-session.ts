@@ -87,12 +87,13 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const { req, res } = this.exchange;
     const { options, openSessions } = this.mount;
     used.set(res, [...(used.get(res) ?? []), this]);
-    this.watch();
     let limits: Limits;
     try {
+      // Before it is needed, in a listener: what it throws would end the process there.
+      this.onDisconnect ??= valueFor('onDisconnect', options.onDisconnect, req);
+      this.watch();
       limits = limitsFor(options, req);
       this.commitAt = valueFor('commitAt', options.commitAt, req);
-      this.onDisconnect ??= valueFor('onDisconnect', options.onDisconnect, req);
       openSessions.join(this.scope.transaction);
     } catch (error) {
       // The handler may swallow it, and must not answer with a success then.
