@@ -59,6 +59,10 @@ class App {
     return JSON.parse((await this.lines.next()).value);
   }
 
+  signal(signal: NodeJS.Signals): void {
+    this.child.kill(signal);
+  }
+
   /** As Ctrl-C does: the signal goes to the whole process group. */
   async kill(signal: NodeJS.Signals): Promise<void> {
     if (this.child.pid && isAlive(this.child.pid)) process.kill(-this.child.pid, signal);
@@ -120,6 +124,50 @@ describe('without a data folder', () => {
     const { server } = await App.start();
     const second = await App.start({ port: server.port });
     expect(second.server.error).toContain(`port ${server.port} on 127.0.0.1 is taken`);
+  });
+});
+
+describe('when it is restarted', () => {
+  const ways = [
+    { mode: 'immediate', signal: 'SIGUSR2', told: 'Connection terminated unexpectedly' },
+    { mode: 'fast', signal: 'SIGUSR1', told: 'terminating connection due to administrator command' },
+  ] as const;
+
+  it.each(ways)('comes back ($mode) with the same address, data and settings', async ({ signal, told }) => {
+    const app = await App.start({ settings: { max_connections: 37 } });
+    const client = new Client({ connectionString: app.server.url });
+    const lost = new Promise<Error>((resolve) => client.on('error', resolve));
+    await client.connect();
+    await client.query('CREATE TABLE kept (id int)');
+    app.signal(signal);
+    const restarted = await app.told();
+    expect((await lost).message).toBe(told);
+    expect(restarted.error).toBeUndefined();
+    expect(restarted.url).toBe(app.server.url);
+    expect(restarted.pid).not.toBe(app.server.pid);
+    expect(isAlive(app.server.pid)).toBe(false);
+    expect(await query(restarted, 'SELECT * FROM kept')).toEqual([]);
+    expect(await query(restarted, 'SHOW max_connections')).toEqual([{ max_connections: '37' }]);
+
+    await app.kill('SIGINT');
+    expect(isAlive(restarted.pid)).toBe(false);
+    expect(existsSync(dirname(restarted.dataDir))).toBe(false);
+  });
+
+  it('takes several restarts in a row', async () => {
+    const app = await App.start();
+    for (let round = 0; round < 3; round++) {
+      app.signal('SIGUSR2');
+      expect(await query(await app.told(), 'SELECT 1 AS alive')).toEqual([{ alive: 1 }]);
+    }
+  });
+
+  it('says so when there is no server to restart', async () => {
+    const app = await App.start();
+    process.kill(app.server.pid, 'SIGKILL');
+    await eventually(() => expect(isAlive(app.server.pid)).toBe(false));
+    app.signal('SIGUSR2');
+    expect((await app.told()).error).toContain('PostgreSQL did not restart: its supervisor died');
   });
 });
 

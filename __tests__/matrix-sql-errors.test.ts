@@ -3,6 +3,7 @@ import { isRetryable } from 'express-knex-session';
 import type { Knex } from 'knex';
 import { type Handler, insert } from './support/ledger';
 import { describeFault } from './support/matrix';
+import type { Resource } from './support/matrix-pool';
 import { type Ending, type Stage, useStages } from './support/matrix-stage';
 import { eventually } from './support/pool';
 import { failOnWarnings } from './support/warnings';
@@ -172,7 +173,9 @@ describeFault('statement_timeout', {
     async 'pg_cancel_backend: 57014'() {
       const stage = await stages.open();
       await stage.play('during COMMIT');
-      await stages.ledger.database.admin.raw('SELECT pg_cancel_backend(?)', [stage.taken?.processID as number]);
+      await stages.ledger.database.admin.raw('SELECT pg_cancel_backend(?)', [
+        await stages.ledger.database.backendOf(stage.taken as Resource),
+      ]);
       await stage.ends({ ...rolledBack, error: { code: '57014' } });
     },
   },

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { on, once } from 'node:events';
+import { once } from 'node:events';
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -11,12 +11,16 @@ import { fileURLToPath } from 'node:url';
  * @property {Record<string, string | number>} [settings] PostgreSQL settings such as `{ max_connections: 200 }`.
  * @property {(line: string) => void} [log] Receives PostgreSQL's log, line by line.
  *
+ * @typedef {object} RestartOptions
+ * @property {'immediate' | 'fast'} [mode] `'immediate'`, the default: as a crash does, with a recovery at the start. `'fast'`: in order.
+ *
  * @typedef {object} Postgres
  * @property {string} url Superuser, password, and the database `postgres`.
  * @property {number} port
  * @property {string} dataDir Where the data really is: not always the folder asked for, see `notice`.
- * @property {number} pid The server's process id.
+ * @property {number} pid The server's process id; another one after a restart.
  * @property {string | undefined} notice One sentence for people, if the data had to go elsewhere.
+ * @property {(options?: RestartOptions) => Promise<void>} restart Stops the server and starts it again, on the same port and data. Resolves when it takes connections.
  * @property {() => Promise<void>} stop Ends open connections, stops the server, and removes a temporary folder. Safe to call twice.
  */
 
@@ -53,35 +57,45 @@ export async function startPostgres(options = {}) {
     log?.(line);
   });
 
-  const answer = await firstLine(supervisor.stdout);
-  if (answer === undefined || 'error' in answer) {
+  const answers = createInterface({ input: supervisor.stdout })[Symbol.asyncIterator]();
+  /** @param {string} what @returns {Promise<any>} */
+  const nextAnswer = async (what) => {
+    const { value } = await answers.next();
+    const answer = value === undefined ? { error: 'its supervisor died' } : JSON.parse(value);
+    if (!('error' in answer)) return answer;
     await exited;
-    const details = answer?.known ? '' : `\n${logTail.map((line) => `  ${line}`).join('\n')}`;
-    throw new Error(`PostgreSQL did not start: ${answer?.error ?? 'its supervisor died'}${details}`);
-  }
+    const details = answer.known ? '' : `\n${logTail.map((line) => `  ${line}`).join('\n')}`;
+    throw new Error(`PostgreSQL did not ${what}: ${answer.error}${details}`);
+  };
+  const answer = await nextAnswer('start');
 
   // Nothing here keeps the app's process alive; the closing of stdin's pipe at its end stops the server.
-  const handles = [supervisor, supervisor.stdin, supervisor.stdout, supervisor.stderr];
-  for (const handle of handles) /** @type {{ unref(): void }} */ (/** @type {unknown} */ (handle)).unref();
+  const handles = /** @type {{ ref(): void, unref(): void }[]} */ (
+    /** @type {unknown[]} */ ([supervisor, supervisor.stdin, supervisor.stdout, supervisor.stderr])
+  );
+  for (const handle of handles) handle.unref();
 
-  return {
+  /** @type {Promise<unknown>} */
+  let restarted = Promise.resolve();
+  /** @type {Postgres} */
+  const postgres = {
     ...answer,
+    restart({ mode = 'immediate' } = {}) {
+      const restarting = restarted.then(async () => {
+        for (const handle of handles) handle.ref();
+        supervisor.stdin.write(`${JSON.stringify({ restart: mode })}\n`);
+        Object.assign(postgres, await nextAnswer('restart'));
+        for (const handle of handles) handle.unref();
+      });
+      // One after the other; each caller hears of its own failure.
+      restarted = restarting.catch(() => {});
+      return restarting;
+    },
     async stop() {
-      for (const handle of handles) /** @type {{ ref(): void }} */ (/** @type {unknown} */ (handle)).ref();
+      for (const handle of handles) handle.ref();
       supervisor.stdin.end();
       await exited;
     },
   };
-}
-
-/**
- * @param {import('node:stream').Readable} stream
- * @returns {Promise<any>} the first line, parsed; undefined if there is none
- */
-async function firstLine(stream) {
-  const lines = createInterface({ input: stream });
-  for await (const [line] of on(lines, 'line', { close: ['close'] })) {
-    return JSON.parse(line);
-  }
-  return undefined;
+  return postgres;
 }

@@ -4,11 +4,16 @@ import { Client } from 'pg';
 import { eventually, poolUsage } from './pool';
 
 export interface TestDatabase {
+  /** For what is tested. Through PgBouncer in `npm run test:pgbouncer`. */
   url: string;
+  /** For the tests' own connections: straight to the server. */
+  adminUrl: string;
   /** A new pool on this database; `drop` closes it. */
   knex(config?: Knex.Config): Knex;
-  /** A pool of its own for assertions, so that they neither use nor wait for the connections under test. */
+  /** A pool of its own for assertions, straight to the server, so that they neither use nor wait for the connections under test. */
   admin: Knex;
+  /** The process that serves a connection. Behind PgBouncer the driver does not know it; there, the connection must be the only one in a transaction. */
+  backendOf(connection: Client): Promise<number>;
   /** Closes every pool and drops the database. Fails if one of the pools still has connections in use or waiting. */
   drop(options?: { ignoreLeaks?: boolean }): Promise<void>;
 }
@@ -21,20 +26,30 @@ export async function createDatabase(): Promise<TestDatabase> {
   // template0: template1 cannot be copied while another worker is connected to it.
   await onServer(serverUrl, `CREATE DATABASE ${name} TEMPLATE template0`);
 
-  const url = new URL(serverUrl);
-  url.pathname = `/${name}`;
+  const poolerUrl = process.env['TEST_PGBOUNCER_URL'];
+  const url = databaseAt(poolerUrl ?? serverUrl, name);
   const pools: Knex[] = [];
-  const connect = (config: Knex.Config = {}): Knex =>
-    createKnex({ client: 'pg', connection: url.href, pool: { min: 0, max: 10 }, ...config });
-  const admin = connect({ pool: { min: 0, max: 2 } });
+  const connect = (config: Knex.Config = {}): Knex => createKnex({ client: 'pg', connection: url, pool: { min: 0, max: 10 }, ...config });
+  const adminUrl = databaseAt(serverUrl, name, ADMIN);
+  const admin = connect({ connection: adminUrl, pool: { min: 0, max: 2 } });
 
   return {
-    url: url.href,
+    url,
+    adminUrl,
     admin,
     knex(config) {
       const pool = connect(config);
       pools.push(pool);
       return pool;
+    },
+    async backendOf(connection) {
+      if (poolerUrl === undefined) return (connection as Client & { processID: number }).processID;
+      const pids = await admin('pg_stat_activity')
+        .whereRaw("datname = current_database() AND backend_type = 'client backend' AND xact_start IS NOT NULL")
+        .whereNot({ application_name: ADMIN })
+        .pluck('pid');
+      expect(pids).toHaveLength(1);
+      return pids[0];
     },
     async drop({ ignoreLeaks = false } = {}) {
       const leaks: unknown[] = [];
@@ -53,6 +68,16 @@ export async function createDatabase(): Promise<TestDatabase> {
       if (leaks.length > 0) throw new AggregateError(leaks, 'A pool still has connections in use, or requests waiting for one.');
     },
   };
+}
+
+/** The name by which the server knows the tests' own connections. */
+const ADMIN = 'tests';
+
+function databaseAt(serverUrl: string, name: string, applicationName?: string): string {
+  const url = new URL(serverUrl);
+  url.pathname = `/${name}`;
+  if (applicationName) url.searchParams.set('application_name', applicationName);
+  return url.href;
 }
 
 async function findLeak(pool: Knex): Promise<unknown> {

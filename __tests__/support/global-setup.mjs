@@ -1,7 +1,22 @@
+import { findPgBouncer } from '../../tools/pgbouncer.mjs';
 import { startPostgres } from '../../tools/postgres.mjs';
 
-/** One server for the whole run; every test file makes its own database on it: see database.ts. */
-export default async function globalSetup() {
+/**
+ * One server for the whole run; every test file makes its own database on it: see database.ts.
+ *
+ * @param {unknown} _
+ * @param {import('@jest/types').Config.ProjectConfig} project
+ */
+export default async function globalSetup(_, { testEnvironmentOptions }) {
+  const isPooled = testEnvironmentOptions['pgbouncer'] === true;
+  const program = findPgBouncer();
+  if (program !== undefined) process.env['TEST_PGBOUNCER_PROGRAM'] = program;
+  else if (isPooled) {
+    // environment.js skips every test.
+    console.warn('\nSkipped: PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer). No test was run behind it.');
+    return;
+  }
+
   let url = process.env['DATABASE_URL'];
   if (!url) {
     const server = await startPostgres({

@@ -1,4 +1,7 @@
-/* An app for launcher.test.ts: starts a server, tells about it, and waits for SIGTERM or SIGINT to stop it in order. */
+/*
+ * An app for launcher.test.ts: starts a server, tells about it, restarts it at SIGUSR1 (in order) and SIGUSR2 (as after a crash),
+ * and waits for SIGTERM or SIGINT to stop it in order.
+ */
 import pg from 'pg';
 import { startPostgres } from '../../tools/postgres.mjs';
 
@@ -17,6 +20,12 @@ try {
     tell({ stopped: signal, ...rows[0] });
     clearInterval(keepRunning);
   };
+  const restart = (/** @type {'immediate' | 'fast' | undefined} */ mode) =>
+    server.restart({ ...(mode && { mode }) }).then(
+      () => tell(server),
+      (error) => tell({ error: String(error) }),
+    );
+  process.on('SIGUSR1', () => restart('fast')).on('SIGUSR2', () => restart(undefined));
   process.once('SIGTERM', stop).once('SIGINT', stop);
   tell(server);
 } catch (error) {

@@ -16,7 +16,7 @@ export class Lock {
   readonly statement = `SELECT pg_advisory_xact_lock(${KEY})`;
 
   async hold(): Promise<void> {
-    this.holder = new Client({ connectionString: this.database.url });
+    this.holder = new Client({ connectionString: this.database.adminUrl });
     // A restart of the server ends it too.
     this.holder.on('error', () => {});
     await this.holder.connect();

@@ -130,7 +130,7 @@ export class Stage {
   async kill(): Promise<void> {
     const resource = this.taken as Resource;
     const known = ended(resource);
-    await this.ledger.database.admin.raw('SELECT pg_terminate_backend(?)', [resource.processID]);
+    await this.ledger.database.admin.raw('SELECT pg_terminate_backend(?)', [await this.ledger.database.backendOf(resource)]);
     await known;
   }
 

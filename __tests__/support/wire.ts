@@ -124,10 +124,9 @@ export class Bench {
     await this.terminateAll();
   }
 
-  /** Ends a backend, and waits until the server has done so. */
+  /** Ends the backend of a connection that is in a transaction, and waits until the server has done so. */
   async terminate(connection: Client): Promise<void> {
-    const { processID } = connection as Client & { processID: number };
-    await this.database.admin.raw('SELECT pg_terminate_backend(?, 5000)', [processID]);
+    await this.database.admin.raw('SELECT pg_terminate_backend(?, 5000)', [await this.database.backendOf(connection)]);
   }
 
   /** Waits until the pool is at rest; a connection that is stuck fails this test, but none after it. */

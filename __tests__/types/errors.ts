@@ -4,6 +4,7 @@ import {
   SessionClosedError,
   SessionError,
   type SessionErrorCode,
+  SessionTimeoutError,
   SessionUnavailableError,
   TransactionAbortedError,
 } from 'express-knex-session';
@@ -44,6 +45,7 @@ function hintFor(code: SessionErrorCode): string {
 export const subclasses: (new (...values: never[]) => SessionError)[] = [
   CommitUnknownError,
   SessionClosedError,
+  SessionTimeoutError,
   SessionUnavailableError,
   TransactionAbortedError,
 ];

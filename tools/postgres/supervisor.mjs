@@ -14,6 +14,8 @@ import { KnownError } from './errors.mjs';
 
 const cleanups = /** @type {(() => Promise<unknown>)[]} */ ([]);
 let stopRequested = false;
+/** @type {Promise<void> | undefined} */
+let restarting;
 /** @type {import('node:child_process').ChildProcess | undefined} */
 let server;
 
@@ -57,6 +59,11 @@ async function run({ dataDir: wanted, port: wantedPort, settings = {} }) {
       answer({ url, port, dataDir, pid: server?.pid, notice });
       // SIGQUIT is no clean shutdown, and the fastest one.
       if (isTemporary) stopSignal = 'SIGQUIT';
+      stdin.on('line', (line) => {
+        restarting = restart(JSON.parse(line).restart, () => startServer(binaries.postgres, dataDir, port, settings, account)).catch(
+          (error) => answer(describe(error)),
+        );
+      });
       return;
     }
     const taken = log.includes('could not bind');
@@ -64,6 +71,18 @@ async function run({ dataDir: wanted, port: wantedPort, settings = {} }) {
     if (taken) throw new KnownError(`port ${port} on 127.0.0.1 is taken. Choose another one, or none for a free one.`);
     throw new Error('the server ended while starting.');
   }
+}
+
+/**
+ * @param {'immediate' | 'fast'} mode
+ * @param {() => ReturnType<typeof startServer>} start
+ */
+async function restart(mode, start) {
+  const stopping = server && once(server, 'exit');
+  server?.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');
+  await stopping;
+  const log = stopRequested ? 'it was to stop.' : await start();
+  answer(log === undefined ? { pid: server?.pid } : { error: 'the server ended while starting.' });
 }
 
 /**
@@ -110,7 +129,10 @@ function stopServer() {
 }
 
 async function stopped() {
-  if (server && server.exitCode === null && server.signalCode === null) await once(server, 'exit');
+  while (server && server.exitCode === null && server.signalCode === null) {
+    await once(server, 'exit');
+    await restarting;
+  }
 }
 
 /** @param {unknown} error */
