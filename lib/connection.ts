@@ -85,10 +85,10 @@ export class PooledConnection implements Connection {
     return this.pg.__knexUid;
   }
 
-  /** Ready, and not in a transaction. */
+  /** Ready, not in a transaction, and no cancel on its way. */
   get isClean(): boolean {
     const status = transactionStatus(this.pg);
-    return isReady(this.pg) && (status === 'I' || (status === null && !this.hasBegun));
+    return isReady(this.pg) && this.cancelling === undefined && (status === 'I' || (status === null && !this.hasBegun));
   }
 
   async query(client: KnexClient, statement: Statement, txid: string): Promise<unknown> {

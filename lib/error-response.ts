@@ -1,5 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { NextFunction, Request, Response } from 'express';
+import { onClose } from './disconnect';
 import { cutConnection, Overrides } from './response-hold';
 
 /** Tells what the error handlers write from what the old handler still writes; shared by all copies of this package. */
@@ -41,7 +42,8 @@ export function runErrorHandlers(res: Response, call: () => void): void {
     return;
   }
   errorHandlers.running++;
-  res.once('close', () => {
+  // Not only the response's own 'close': one that is pipelined behind a reset never has it.
+  onClose(res.req, res, () => {
     errorHandlers.running--;
     // As long as it is in use, it costs every promise of the process.
     if (errorHandlers.running === 0) errorHandlers.storage.disable();

@@ -183,7 +183,8 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
     },
     /** For `.timeout(ms, { cancel: true })`: its error need not wait for the statement's end, the next statement does. */
     cancelQuery(lease: Lease): Promise<void> {
-      void lease.connection.cancel();
+      // Knex's timer may pass when the statement is over, and its caller has not been told.
+      if (lease.isRunning) void lease.connection.cancel();
       return Promise.resolve();
     },
     destroy: refuseDestroy,

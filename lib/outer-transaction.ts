@@ -108,8 +108,8 @@ export class OuterTransaction implements Connection {
     const { running } = this;
     if (running === undefined) return;
     const { connection, end } = running;
-    if (connection instanceof Lease) await connection.connection.cancel();
-    else await cancelUntilReady(connection, this.streamOption, end);
+    if (!(connection instanceof Lease)) await cancelUntilReady(connection, this.streamOption, end);
+    else if (connection.isRunning) await connection.connection.cancel();
   }
 
   /** The connection is not ours: its owner goes on to use it, when it can be used. */

@@ -1,6 +1,7 @@
 import { ServerResponse } from 'node:http';
 import type { NextFunction, Request, Response } from 'express';
 import { DeferredHead, type Internals, isStatusLine } from './deferred-head';
+import { onClose } from './disconnect';
 import { answerWithError } from './error-response';
 import { type EarlyHeaders, SavedHead } from './response-head';
 import { cutConnection, HeldDrain, holdDestroy, Overrides } from './response-hold';
@@ -269,7 +270,7 @@ export class ResponseGate {
           letSocketGo();
           return;
         }
-        res.once('close', letSocketGo);
+        onClose(this.exchange.req, res, letSocketGo);
         this.discard(error);
       },
     );

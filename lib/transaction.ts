@@ -87,7 +87,7 @@ export class Transaction extends StatementRunner {
         this.isAbandoned = true;
         this.close(because);
         // A connection that is still on its way is given back when it comes.
-        if (this.hold === undefined) this.acquisition?.giveUp(this.closed);
+        if (this.hold === undefined) this.acquisition?.giveUp(this.interruption.reason ?? this.closed);
         await this.rollback();
       }
     } finally {

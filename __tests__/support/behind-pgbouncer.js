@@ -6,6 +6,7 @@
 /** Test files that are not about the core and a database, and why. */
 const excludedFiles = {
   'abort-cancel': 'its proxy closes the connections of cancels half-way, of which PgBouncer 1.18 dies (its issue #801)',
+  'abort-storm': 'needs cancels that are as fast as without PgBouncer; pgbouncer-cancel.test.ts has a storm of its own',
   'abort-ways-in': 'is about other ways to the server',
   'bench.*': 'measures a database that answers at once',
   'chaos.*': 'brings its own servers',
