@@ -150,7 +150,7 @@ describe('when no connection comes within acquireTimeout', () => {
 
 describe("when Knex's own limit for a connection is shorter", () => {
   it('answers 503 by that, with its error as cause', async () => {
-    const knex = ledger.pool({ pool: { min: 0, max: 1 }, acquireConnectionTimeout: 60 });
+    const knex = ledger.pool({ pool: { min: 0, max: 1 }, acquireConnectionTimeout: 400 });
     const held = await knex.client.acquireConnection();
     const site = await openSite(ledger, answer, { knex, acquireTimeout: 3_000 });
     expect((await site.get()).status).toBe(503);

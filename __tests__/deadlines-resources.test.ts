@@ -70,7 +70,7 @@ describe('when a request has ended', () => {
   });
 
   it('has left none behind of a wait for a connection that was given up', async () => {
-    const knex = ledger.pool({ pool: { min: 0, max: 1 }, acquireConnectionTimeout: 100 });
+    const knex = ledger.pool({ pool: { min: 0, max: 1 }, acquireConnectionTimeout: 400 });
     const held = await knex.client.acquireConnection();
     const site = await openSite(ledger, (req) => insert(req, 'a'), { knex, ...limits, acquireTimeout: 30 });
     await site.get();

@@ -28,6 +28,7 @@ describe('the README', () => {
       'Errors by code',
       'When the client leaves, and when things hang',
       'Shutdown',
+      'Behind PgBouncer',
       'Why a session per request',
       '4xx that must persist',
       'Limits',

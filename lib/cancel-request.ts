@@ -39,7 +39,7 @@ function requestCancel(pg: PgConnection, streamOption: unknown): Promise<void> {
 
   return new Promise((resolve) => {
     // pg's own class, which knows how to begin TLS; its `client.cancel()` does not wait for that.
-    const own = new (wire.constructor as WireClass)({ stream: streamOption, ssl, sslNegotiation, keepAlive: true });
+    const own = new (wire.constructor as WireClass)({ stream: streamOption, ssl, sslNegotiation });
     let isSent = false;
     const send = (): void => {
       isSent = true;
@@ -62,7 +62,8 @@ function requestCancel(pg: PgConnection, streamOption: unknown): Promise<void> {
       if (streamOption === undefined) connectTo(own.stream, wire.stream.remoteAddress);
       own.connect(port, host);
     }
-    // On a dead network it stays until keep-alive finds out; the process need not stay for it.
+    // On a dead network nothing ever ends it, and nobody waits for it any more by then.
+    own.stream.setTimeout?.(DEAD_AFTER_MS, () => own.stream.destroy());
     own.stream.unref?.();
   });
 }
@@ -74,14 +75,20 @@ function connectTo(stream: WireStream, address: string | undefined): void {
   stream.connect = (port) => connect.call(stream, port, address);
 }
 
+const DEAD_AFTER_MS = 60_000;
+
 type WireStream = CancelWire['stream'];
 
 /** pg's `Connection`, as far as a cancel uses it. */
 interface CancelWire extends Wire {
-  readonly stream: Wire['stream'] & { connect(port: unknown, host?: string): unknown; unref?(): void };
+  readonly stream: Wire['stream'] & {
+    connect(port: unknown, host?: string): unknown;
+    setTimeout?(ms: number, onTimeout: () => void): unknown;
+    unref?(): void;
+  };
   on(event: string, listener: (...args: any[]) => void): unknown;
   connect(port: number | string, host?: string): void;
   requestSsl(): void;
   cancel(processID: number, secretKey: number): void;
 }
-type WireClass = new (config: { stream: unknown; ssl: unknown; sslNegotiation: unknown; keepAlive: boolean }) => CancelWire;
+type WireClass = new (config: { stream: unknown; ssl: unknown; sslNegotiation: unknown }) => CancelWire;

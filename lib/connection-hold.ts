@@ -39,7 +39,7 @@ export class ConnectionHold {
 
   async commit(abortedBy: unknown): Promise<void> {
     try {
-      await this.bounded('COMMIT', this.connection.commit(abortedBy));
+      await this.bounded('COMMIT was not answered', this.connection.commit(abortedBy));
     } catch (error) {
       throw error === this.disposedBecause ? new CommitUnknownError(error) : error;
     }
@@ -49,7 +49,7 @@ export class ConnectionHold {
   async rollback(queue: StatementQueue, cancelAfterMs: number): Promise<unknown> {
     try {
       const work = this.endStatement(queue, cancelAfterMs).then(() => this.sendRollback());
-      await this.bounded('ROLLBACK', work);
+      await this.bounded('The running statement, or its ROLLBACK, did not end', work);
       return undefined;
     } catch (error) {
       this.disposedBecause ??= error;
@@ -60,7 +60,7 @@ export class ConnectionHold {
 
   /** Cancels the statement that runs. */
   stop(queue: StatementQueue): void {
-    this.bounded('a cancel', this.endStatement(queue, 0)).catch(() => queue.abandon());
+    this.bounded('The running statement did not end', this.endStatement(queue, 0)).catch(() => queue.abandon());
   }
 
   /** Gives the connection back, or destroys it. */
@@ -95,7 +95,7 @@ export class ConnectionHold {
     const { settleTimeout } = this.limits;
     return new Promise((resolve, reject) => {
       this.deadline.set(settleTimeout, () => {
-        const error = new Error(`${what} was not answered within ${settleTimeout} ms (settleTimeout): the connection has been destroyed.`);
+        const error = new Error(`${what} within ${settleTimeout} ms (settleTimeout); its connection is given up.`);
         this.disposedBecause ??= error;
         this.connection.destroy(error);
         reject(this.disposedBecause);

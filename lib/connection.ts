@@ -171,12 +171,16 @@ export class PooledConnection implements Connection {
 
   cancel(): Promise<void> {
     if (this.lostBecause !== undefined) return Promise.resolve();
-    // A connection that is lost meanwhile, be it by destroy(), leaves nothing that a late cancel could hit.
-    const lost = new Promise<void>((resolve) => this.whenLost.add(resolve));
-    this.cancelling ??= Promise.race([cancelUntilReady(this.pg, this.pool.streamOption), lost]).then(() => {
+    this.cancelling ??= this.cancelStatement().then(() => {
       this.cancelling = undefined;
     });
     return this.cancelling;
+  }
+
+  private cancelStatement(): Promise<void> {
+    // A connection that is lost meanwhile, be it by destroy(), leaves nothing that a late cancel could hit.
+    const lost = new Promise<void>((resolve) => this.whenLost.add(resolve));
+    return Promise.race([cancelUntilReady(this.pg, this.pool.streamOption), lost]);
   }
 
   destroy(reason: Error): void {

@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { NextFunction, Request, Response } from 'express';
-import { onClose } from './disconnect';
+import { isGone, onClose } from './disconnect';
 import { cutConnection, Overrides } from './response-hold';
 
 /** Tells what the error handlers write from what the old handler still writes; shared by all copies of this package. */
@@ -37,7 +37,7 @@ export function answerWithError(
 /** Runs error handlers so that what they write can be told from what the old handler still writes. */
 export function runErrorHandlers(res: Response, call: () => void): void {
   // Nothing can be written to it any more.
-  if (res.closed) {
+  if (isGone(res.req, res)) {
     call();
     return;
   }

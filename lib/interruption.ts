@@ -16,7 +16,7 @@ export class Interruption {
   }
 
   interrupt(reason: SessionError): void {
-    this.reason = reason;
+    this.reason ??= reason;
     this.controller?.abort(reason);
   }
 }

@@ -56,9 +56,9 @@ export class OuterTransaction implements Connection {
     this.current = client;
     // A plain Knex.Transaction has no turns: behind a statement of others ours waits in pg's queue, and a cancel would hit theirs.
     const isNext = connection instanceof Lease || isReady(connection);
-    const sent = send(connection);
-    if (isNext) this.running = { connection, end: sent.then(noop, noop) };
     try {
+      const sent = send(connection);
+      if (isNext) this.running = { connection, end: sent.then(noop, noop) };
       return await sent;
     } finally {
       // RELEASE and ROLLBACK TO are the session's own.

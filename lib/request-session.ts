@@ -269,6 +269,6 @@ const RESPONSE_HAS_BEGUN =
 const RESPONSE_IS_UNDER_WAY =
   'the response is under way, and its end can no longer be held: it has declared a length, or has none. Run the first statement before its head leaves.';
 const CLIENT_HAS_GONE =
-  'the client has disconnected, and its work was rolled back. For work that must be done all the same, use withSession().';
+  "the client has disconnected, and its work was rolled back. Pass { onDisconnect: 'finish' } if it must be done all the same.";
 const AN_ERROR_WAS_PASSED_ON =
   'an error went to the error handlers, and has rolled it back. For work in an error handler, use withSession().';

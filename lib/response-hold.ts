@@ -119,7 +119,12 @@ export class HeldDrain {
 export function spareConnection(req: IncomingMessage, res: ServerResponse): void {
   const { socket } = req;
   if (!socket) return;
-  const spared: Socket = Object.create(socket, { destroy: { value: () => spared } });
+  const destroy = (error?: Error): Socket => {
+    // `req.destroy()` is meant: it ends an upload.
+    if (error || req.aborted) socket.destroy(error);
+    return spared;
+  };
+  const spared: Socket = Object.create(socket, { destroy: { value: destroy } });
   Object.defineProperty(req, 'socket', {
     configurable: true,
     // Not only when it is finished: a pipelined one that has ended waits for those before it.

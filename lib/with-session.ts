@@ -50,7 +50,10 @@ export async function withSession<T>(knex: Knex, work: (session: Session) => Pro
     assertUsable: () => {},
     onFirstUse: () => resolved as Limits,
     onSignal: () => {},
-    onInterrupt: (reason) => onInterrupt(reason),
+    onInterrupt: (reason) => {
+      onInterrupt(reason);
+      scope.fail(reason, HAS_BEEN_GIVEN_UP).catch(() => {});
+    },
     onReleased: () => {},
     onError: (error) => report(knex, resolved.onError, error),
   });
@@ -69,3 +72,5 @@ export async function withSession<T>(knex: Knex, work: (session: Session) => Pro
 }
 
 const KNOWN: readonly (keyof WithSessionOptions)[] = ['acquireTimeout', 'transactionTimeout', 'settleTimeout', 'onError'];
+
+const HAS_BEEN_GIVEN_UP = 'withSession() was open for too long, and its work was rolled back. See `cause`.';
