@@ -1,23 +1,13 @@
 import { withSession } from 'express-knex-session';
-import { never, openSite } from './support/deadlines';
+import { never, openSite, timers } from './support/deadlines';
 import { get, RawClient } from './support/http';
 import { type Handler, insert, useLedger } from './support/ledger';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 
-declare const realProcess: NodeJS.Process;
-
 failOnWarnings();
 const ledger = useLedger();
 
-/** What keeps the process alive, less what a test itself is made of. */
-function resources(): Record<string, number> {
-  const counts: Record<string, number> = {};
-  for (const name of realProcess.getActiveResourcesInfo()) counts[name] = (counts[name] ?? 0) + 1;
-  return counts;
-}
-
-const timers = (): number => resources()['Timeout'] ?? 0;
 /** Long enough to be seen if one is left. */
 const limits = { acquireTimeout: 60_000, transactionTimeout: 60_000, settleTimeout: 60_000 };
 

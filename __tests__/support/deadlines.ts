@@ -55,6 +55,11 @@ export async function openSite(
   return site;
 }
 
+declare const realProcess: NodeJS.Process;
+
+/** How many timers keep the process alive. */
+export const timers = (): number => realProcess.getActiveResourcesInfo().filter((name) => name === 'Timeout').length;
+
 export const never = (): Promise<never> => new Promise(() => {});
 
 /** The error of a promise that rejects; one that does not settle in time fails the test, and does not hang it. */
