@@ -18,6 +18,11 @@ export class OuterTransaction implements Connection {
   /** What a statement of ours runs on now. */
   private running: { connection: PgConnection | Lease; end: Promise<void> } | undefined;
   private cancelling: Promise<void> | undefined;
+  private giveUp!: () => void;
+  /** Resolves when the session has no business with the connection any more, dead or not. */
+  private readonly givenUp = new Promise<void>((resolve) => {
+    this.giveUp = resolve;
+  });
 
   private constructor(
     private readonly savepoint: Knex.Transaction,
@@ -93,6 +98,7 @@ export class OuterTransaction implements Connection {
   }
 
   release(): void {
+    this.giveUp();
     // A statement that Knex has given up still runs: ROLLBACK TO waits behind it, and the next savepoint behind that.
     if (!this.savepoint.isCompleted()) this.rollback().catch(() => {});
   }
@@ -108,12 +114,14 @@ export class OuterTransaction implements Connection {
     const { running } = this;
     if (running === undefined) return;
     const { connection, end } = running;
-    if (!(connection instanceof Lease)) await cancelUntilReady(connection, this.streamOption, end);
+    if (!(connection instanceof Lease)) await cancelUntilReady(connection, this.streamOption, Promise.race([end, this.givenUp]));
     else if (connection.isRunning) await connection.connection.cancel();
   }
 
   /** The connection is not ours: its owner goes on to use it, when it can be used. */
-  destroy(): void {}
+  destroy(): void {
+    this.giveUp();
+  }
 }
 
 function noop(): void {}
