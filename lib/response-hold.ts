@@ -127,8 +127,8 @@ export function spareConnection(req: IncomingMessage, res: ServerResponse): void
   const spared: Socket = Object.create(socket, { destroy: { value: destroy } });
   Object.defineProperty(req, 'socket', {
     configurable: true,
-    // Not only when it is finished: a pipelined one that has ended waits for those before it.
-    get: () => (res.writableEnded ? spared : socket),
+    // Not only when it is finished: a pipelined one has no connection yet, which belongs to those before it.
+    get: () => (res.writableEnded || res.socket === null ? spared : socket),
   });
 }
 
@@ -139,5 +139,9 @@ export function cutConnection(res: ServerResponse): void {
   // Beneath TLS there is a connection that can be reset; not in what an adapter passes for a socket.
   const connection = socket?.encrypted ? socket._parent : socket;
   if (connection && 'resetAndDestroy' in connection) connection.resetAndDestroy();
-  else res.destroy();
+  else {
+    // A pipelined response has its turn when those before it have arrived.
+    if (!socket) res.once('socket', () => cutConnection(res));
+    res.destroy();
+  }
 }
