@@ -116,7 +116,9 @@ describe.each([
   /** Loses the connection as soon as the server works on pg_sleep. */
   const loseInSleep = () =>
     eventually(async () => {
-      expect(await bench.database.admin('pg_stat_activity').where({ wait_event: 'PgSleep' }).whereRaw('datname = current_database()')).toHaveLength(1);
+      expect(
+        await bench.database.admin('pg_stat_activity').where({ wait_event: 'PgSleep' }).whereRaw('datname = current_database()'),
+      ).toHaveLength(1);
       await lose(bench);
     });
   const slow = (session: Session) => session.raw('select pg_sleep(20)');

@@ -196,7 +196,7 @@ describe("when a statement takes longer than the driver's query_timeout", () => 
     });
     expect(answer.status).toBe(500);
     expect(bench.errors).toEqual([appError]);
-    expect(bench.reported).toMatchObject([{ message: 'Query read timeout' }]);
+    expect(bench.reported).toMatchObject([{ message: 'Query read timeout', cause: appError }]);
     released();
     await expectCleanNext(bench);
   });

@@ -126,7 +126,7 @@ describe.each(pools)('on a dead network, with %s', (_name, makePool) => {
     expect(await answer).toMatchObject({ status: 418, body: expect.stringContaining('MINE') });
     expect((await waiting).status).toBe(201);
     expect(app.errors).toEqual([mine]);
-    expect(app.reported).toMatchObject([{ message: expect.stringContaining('settleTimeout') }]);
+    expect(app.reported).toMatchObject([{ message: expect.stringContaining('settleTimeout'), cause: mine }]);
     expect(made.used()).toBe(0);
     await eventually(async () => expect(await ledger.stored()).toEqual(['next']));
   });

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as expressKnexSession from 'express-knex-session';
+import { mutants } from '../chaos/mutants';
 import { errorStatuses } from '../lib/errors';
 import { optionDefinitions } from '../lib/options';
 import { examples, headings, readme, sectionOf, tableOf } from './support/readme';
@@ -29,6 +30,7 @@ describe('the README', () => {
       'When the client leaves, and when things hang',
       'Shutdown',
       'Behind PgBouncer',
+      'Reliability',
       'Why a session per request',
       '4xx that must persist',
       'Limits',
@@ -42,7 +44,8 @@ describe('the README', () => {
   });
 
   it('names commands that there are', () => {
-    for (const [, script = ''] of readme.matchAll(/npm (?:run )?(start|test|bench)\b/g)) expect(manifest.scripts).toHaveProperty(script);
+    for (const [, script = ''] of readme.matchAll(/npm (?:run )?(start|test:\w+|test|bench|chaos|soak)\b/g))
+      expect(manifest.scripts).toHaveProperty(script);
     expect(sectionOf('Two commands')).toContain('npm ci && npm start');
     expect(sectionOf('Two commands')).toContain('npm ci && npm test');
     const install = sectionOf('Two commands')
@@ -83,6 +86,16 @@ describe("the README's table of options", () => {
     else if (typeof value === 'function') expect(value.toString()).toContain(shown?.slice(1, -1));
     else expect(shown).toBe(value === undefined ? "Knex's logger" : `\`${value}\``);
     expect(perRequest).toBe(definition.perRequest ? 'yes' : definition.isValid(() => true) ? '-' : 'no');
+  });
+});
+
+describe("the README's table of broken copies", () => {
+  it('has those of npm run chaos -- --mutants', () => {
+    const rows = sectionOf('Reliability')
+      .split('\n')
+      .filter((line) => line.startsWith('| '))
+      .map((line) => line.slice(2).split(' | ')[0]);
+    expect(rows.slice(rows.indexOf('a copy that ...') + 2)).toEqual(mutants.map(({ name }) => name));
   });
 });
 

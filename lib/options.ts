@@ -82,7 +82,8 @@ export interface SessionOptions {
   settleTimeout?: PerRequest<number> | undefined;
 
   /**
-   * Receives the errors that no one else can: a ROLLBACK that failed, a COMMIT that failed after the response was under way.
+   * Receives the errors that no one else can: a ROLLBACK that failed (its `cause` is the error that it was for), a COMMIT that failed
+   * after the response was under way.
    *
    * @default the logger of the Knex instance
    * @example sessionMiddleware(knex, { onError: (error, req) => log.error({ error, url: req?.originalUrl }) })

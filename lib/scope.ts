@@ -110,23 +110,29 @@ export class SessionScope extends Scope {
 
   /** Rolls back; `executionPromise` rejects with the error, if there is one. */
   fail(error: unknown, because: string): Promise<void> {
-    return this.settle('rollback', because, () => {
+    const onSuccess = (): void => {
       if (error !== undefined) this.rejectExecution(error);
-    });
+    };
+    return this.settle('rollback', because, onSuccess, error);
   }
 
-  /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. */
-  async settle(decision: Decision, because: string, onSuccess?: () => void): Promise<void> {
+  /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. @param first why it is rolled back */
+  async settle(decision: Decision, because: string, onSuccess?: () => void, first?: unknown): Promise<void> {
     const { transaction } = this;
+    let cause = first;
     try {
       await transaction.settle(decision, because);
     } catch (error) {
+      cause = error;
       this.rejectExecution(error);
       throw error;
     } finally {
-      if (transaction.rollbackError && !this.isRollbackErrorTold) {
+      const { rollbackError } = transaction;
+      if (rollbackError && !this.isRollbackErrorTold) {
         this.isRollbackErrorTold = true;
-        transaction.owner.onError(transaction.rollbackError);
+        // Whoever reads of it in a log wants to know what it came after.
+        if (rollbackError instanceof Error && rollbackError !== cause) rollbackError.cause ??= cause;
+        transaction.owner.onError(rollbackError);
       }
     }
     onSuccess?.();
