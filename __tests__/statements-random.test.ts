@@ -142,5 +142,5 @@ describe(`when ${PROGRAMS} handlers do random things`, () => {
     // A test that only ever sees one kind of end shows nothing.
     expect(counts.stored).toBeGreaterThan(PROGRAMS / 4);
     expect(counts.refused).toBeGreaterThan(PROGRAMS / 8);
-  });
+  }, 60_000);
 });
