@@ -13,7 +13,7 @@ failOnWarnings();
 jest.setTimeout(60_000);
 const ledger = useLedger(5);
 const seed = Number(process.env['SEED'] ?? Date.now() % 1_000_000);
-const TOTAL = 2_000;
+const TOTAL = 1_000;
 
 // Scenario 40, with deadlines.
 describe(`when ${TOTAL} requests end at random in every way, some by a deadline and some by their client`, () => {
