@@ -1,3 +1,5 @@
+import { PassThrough } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Request, Response } from 'express';
 import { openSite } from './support/deadlines';
 import { RawClient } from './support/http';
@@ -56,6 +58,38 @@ describe.each(flavours)('when a handler goes on after its transaction has timed 
     expect(client.received).not.toMatch(/late|stored/i);
     expect(site.errors).toHaveLength(1);
     expect(await ledger.stored()).toEqual([]);
+  });
+
+  it('keeps a connection whose response was piped, whatever is thrown late: the next request may be under way on it (37)', async () => {
+    const goOn = deferred();
+    const done = deferred();
+    const site = await openSite(
+      ledger,
+      async (req, res) => {
+        if (req.url === '/next') {
+          goOn.resolve();
+          await done.promise;
+          // The late error goes through Express meanwhile.
+          for (let turn = 0; turn < 3; turn++) await nextTurn();
+          res.send('served');
+          return;
+        }
+        await insert(req, 'a');
+        // As `pipeline()` does, which is told late that the response has closed before the end of its rows.
+        new PassThrough().pipe(res);
+        await goOn.promise;
+        done.resolve();
+        throw new Error('late');
+      },
+      { flavour, transactionTimeout: 40 },
+    );
+    const client = await RawClient.connect(site.port);
+    client.get('/');
+    await client.readUntil('"ERR_SESSION_TIMEOUT"');
+    client.get('/next');
+    await Promise.race([client.closed, client.readUntil('served')]);
+    expect(client.received).toMatch(/^HTTP\/1\.1 503 .*\r\n\r\nserved$/s);
+    client.destroy();
   });
 
   // The moment in which the connection is back, and the error handler has not answered yet.

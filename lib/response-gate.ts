@@ -4,7 +4,7 @@ import { DeferredHead, type Internals, isStatusLine } from './deferred-head';
 import { onClose } from './disconnect';
 import { answerWithError } from './error-response';
 import { type EarlyHeaders, SavedHead } from './response-head';
-import { cutConnection, HeldDrain, holdDestroy, Overrides } from './response-hold';
+import { cutConnection, HeldDrain, holdDestroy, Overrides, spareConnection } from './response-hold';
 
 /** What a response waits for. */
 export interface GateKeeper {
@@ -324,6 +324,7 @@ export class ResponseGate {
     this.queue = [];
     for (const source of this.sources) source.unpipe(res);
     this.savedHead.restore();
+    spareConnection(exchange.req, res);
     // A pipe that has been taken off writes no more.
     answerWithError(error, { ...exchange, hasHandlerEnded: hasHandlerEnded || this.sources.size > 0 });
   }

@@ -113,7 +113,7 @@ export class HeldDrain {
 }
 
 /**
- * Once an error has been answered, a late one of the same handler (after a time limit of the app's own) must not end the connection:
+ * Once an error has been answered, a late one of the same handler (after a time limit, or of a `pipeline()`) must not end the connection:
  * Express's final handler destroys `req.socket` then, and the next request may be under way on it.
  */
 export function spareConnection(req: IncomingMessage, res: ServerResponse): void {
