@@ -3,7 +3,7 @@ module.exports = {
   testEnvironment: '<rootDir>/__tests__/support/environment.js',
   testMatch: ['<rootDir>/__tests__/**/*.test.ts'],
   modulePathIgnorePatterns: ['<rootDir>/dist/'],
-  moduleNameMapper: { '^express-knex-session$': '<rootDir>/lib/index.ts' },
+  moduleNameMapper: { '^express-knex-session$': '<rootDir>/lib/index.ts', '^express-knex-session/testing$': '<rootDir>/lib/testing.ts' },
   transform: {
     '\\.ts$': [
       '@swc/jest',

@@ -14,6 +14,10 @@ export const errorStatuses = {
   ERR_TRANSACTION_CONTROL: 500,
   ERR_NOT_A_LOGIN_SESSION: 500,
   ERR_SESSION_DESTROY: 500,
+  ERR_TEST_NOT_RUNNING: 500,
+  ERR_TEST_BLOCKED: 500,
+  ERR_TEST_LEFT_OPEN: 500,
+  ERR_TEST_UNSUPPORTED: 500,
 } as const;
 
 export type SessionErrorCode = keyof typeof errorStatuses;

@@ -10,14 +10,14 @@ export interface PgConnection {
   /** pg's own field: true while no query is active. */
   readonly readyForQuery?: boolean;
   /** The driver's connection to the wire; pg-native has none. */
-  readonly connection?: Wire;
+  readonly connection?: Wire | undefined;
   // Where it has connected to, and how; the server's key for cancelling.
   readonly host: string;
   readonly port: number;
   readonly ssl?: unknown;
-  readonly sslNegotiation?: string;
-  readonly processID?: number | null;
-  readonly secretKey?: number | null;
+  readonly sslNegotiation?: string | undefined;
+  readonly processID?: number | null | undefined;
+  readonly secretKey?: number | null | undefined;
   query(query: unknown, callback?: QueryCallback): unknown;
   getTransactionStatus?(): string | null;
   end(): Promise<void>;
@@ -25,7 +25,7 @@ export interface PgConnection {
   removeListener(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;
 }
 
-type QueryCallback = (error: unknown, result?: { command: string }) => void;
+export type QueryCallback = (error: unknown, result?: { command: string }) => void;
 
 export interface Wire {
   readonly stream: { readonly remoteAddress?: string; destroy(): void };

@@ -1,0 +1,305 @@
+import { EventEmitter } from 'node:events';
+import { cancelUntilReady } from '../cancel-request';
+import { SessionError } from '../errors';
+import { isGivenUp, type PgConnection, type QueryCallback, transactionStatus, type Wire, whenReady } from '../postgres';
+import { type Job, type QueryConfig, queryJob, type Submittable, submittableJob, toldOnce } from './job';
+import { currentRequest, type TestRequest } from './requests';
+import { beginSql, commitSql, rollbackSql } from './simulated-commit';
+import type { Test, TestTransactions, Unit } from './test-transactions';
+import { type Control, controlOf, localSettingsIn, type TransactionModes } from './transaction-control';
+
+let units = 0;
+
+/**
+ * What Knex, and all that is built on it, takes for a connection of pg's: each has transactions of its own, as far as anybody can tell.
+ * Beneath there is one connection for all, and a transaction on this one is a savepoint there. A statement outside of a transaction
+ * is one by itself.
+ */
+export class TestConnection extends EventEmitter implements Unit {
+  __knex__disposed: unknown;
+  /** When its last statement ended, as `performance.now()` tells the time. */
+  movedAt = 0;
+  request: TestRequest | undefined;
+
+  private readonly queue: Job[] = [];
+  private current: Job | undefined;
+  private whenDone: Promise<void> | undefined;
+  /** Whether the server is at work for it. */
+  private isSending = false;
+  private lostBecause: Error | undefined;
+  private transaction: { test: Test; savepoint: string; isReadOnly: boolean; settings: Map<string, string> } | undefined;
+
+  constructor(private readonly transactions: TestTransactions) {
+    super();
+    // Knex's pool drops a connection with this mark.
+    this.on('error', (error) => {
+      this.__knex__disposed ??= error;
+    });
+  }
+
+  // What pg's client has.
+
+  query(config: string | QueryConfig | Submittable, values?: unknown, callback?: QueryCallback): unknown {
+    const called = (typeof values === 'function' ? values : callback) as QueryCallback | undefined;
+    if (typeof config === 'object' && 'submit' in config) {
+      if (called) config.callback ??= called;
+      this.add(submittableJob(config, () => this.real?.connection));
+      return config;
+    }
+    const statement = typeof config === 'string' ? { text: config, values: values as unknown[] } : { ...config };
+    if (!Array.isArray(statement.values)) delete (statement as QueryConfig).values;
+    if (called === undefined) return new Promise((resolve, reject) => this.add({ ...queryJob(statement), resolve, reject }));
+    this.add({ ...queryJob(statement), resolve: (result) => called(null, result as never), reject: (error) => called(error) });
+    return undefined;
+  }
+
+  get readyForQuery(): boolean {
+    return this.current === undefined;
+  }
+
+  getTransactionStatus(): string {
+    return this.transaction && this.real ? (transactionStatus(this.real) ?? 'T') : 'I';
+  }
+
+  end(callback?: () => void): Promise<void> {
+    this.lose();
+    if (callback) process.nextTick(callback);
+    return Promise.resolve();
+  }
+
+  // The way in for a cancel, as long as it is this one's statement that it would hit.
+
+  get processID() {
+    return this.isSending ? this.real?.processID : undefined;
+  }
+  get secretKey() {
+    return this.isSending ? this.real?.secretKey : undefined;
+  }
+  get host(): string {
+    return this.real?.host ?? '';
+  }
+  get port(): number {
+    return this.real?.port ?? 0;
+  }
+  get ssl(): unknown {
+    return this.real?.ssl;
+  }
+  get sslNegotiation(): string | undefined {
+    return this.real?.sslNegotiation;
+  }
+  get connection(): Wire | undefined {
+    const wire = this.real?.connection;
+    const stream = { remoteAddress: wire?.stream.remoteAddress, destroy: () => void this.end() };
+    return wire && Object.create(wire, { stream: { value: stream } });
+  }
+
+  // What the tests' transaction asks.
+
+  get isIdle(): boolean {
+    return this.current === undefined;
+  }
+
+  /**
+   * As when a connection ends: whatever runs or waits on it fails, and its transaction is rolled back.
+   *
+   * @param reason if it is not the application that has ended it
+   */
+  lose(reason?: Error): void {
+    if (this.lostBecause) return;
+    const error = reason ?? new Error('Connection terminated');
+    this.lostBecause = error;
+    this.transactions.leave(this, error);
+    this.current?.reject(error);
+    for (const job of this.queue.splice(0)) job.reject(error);
+    if (this.whenDone) void cancelUntilReady(this as never, undefined, this.whenDone);
+    void this.next();
+    process.nextTick(() => {
+      if (reason) this.emit('error', reason);
+      this.emit('end');
+    });
+  }
+
+  /** Resolves when nothing of it is left on the connection beneath. */
+  async whenGone(): Promise<void> {
+    while (this.whenDone) await this.whenDone;
+  }
+
+  private get real(): PgConnection | undefined {
+    return this.transactions.connection;
+  }
+
+  private add(job: Job): void {
+    const { lostBecause } = this;
+    if (lostBecause) {
+      process.nextTick(() => job.reject(lostBecause));
+      return;
+    }
+    this.queue.push(toldOnce(job));
+    void this.next();
+  }
+
+  private async next(): Promise<void> {
+    if (this.whenDone) return;
+    const job = this.queue.shift();
+    const work = job ? this.run(job) : this.lostBecause && this.transaction && this.rollback();
+    if (!work) return;
+    this.current = job;
+    let deliver: unknown;
+    this.whenDone = work.then(
+      (delivery) => {
+        deliver = delivery;
+      },
+      (error) => {
+        deliver = () => job?.reject(error);
+      },
+    );
+    await this.whenDone;
+    this.whenDone = undefined;
+    this.movedAt = performance.now();
+    // As with pg, a result comes when the next statement can be sent.
+    if (this.queue.length === 0) this.current = undefined;
+    if (typeof deliver === 'function') deliver();
+    if (this.queue.length > 0 || this.lostBecause) await this.next();
+    else this.emit('drain');
+  }
+
+  /** @returns what tells of the result, when the connection is ready */
+  private async run(job: Job): Promise<() => void> {
+    const control = controlOf(job.text);
+    if (control) {
+      const command = await this.control(control);
+      return () => job.resolve({ command, rowCount: null, oid: null, rows: [], fields: [] });
+    }
+    const isAlone = this.transaction === undefined;
+    if (isAlone) await this.begin({});
+    try {
+      const result = await this.send(job);
+      if (isAlone) await (this.getTransactionStatus() === 'E' ? this.rollback() : this.commit());
+      return () => job.resolve(result);
+    } catch (error) {
+      // The driver has given it up, and the server has not.
+      if (isGivenUp(error) || !isAlone) job.reject(error);
+      if (this.real) await whenReady(this.real);
+      if (isAlone && this.transaction) await this.rollback();
+      return () => job.reject(error);
+    }
+  }
+
+  private async send(job: Job): Promise<unknown> {
+    const transaction = this.transaction as NonNullable<typeof this.transaction>;
+    for (const name of localSettingsIn(job.text, job.values)) {
+      if (transaction.settings.has(name) || this.getTransactionStatus() === 'E') continue;
+      const { rows } = await this.ask('SELECT pg_catalog.current_setting($1, true) AS value', [name]);
+      transaction.settings.set(name, rows[0]?.value ?? '');
+    }
+    return this.sending((real) => job.send(real));
+  }
+
+  private async control(control: Control): Promise<string> {
+    if (control.kind === 'unsupported') {
+      throw this.unsupported('BEGIN, COMMIT or ROLLBACK among several statements in one raw text would end the transaction of the test.');
+    }
+    if (control.kind === 'set') {
+      this.refuseOtherIsolation(control.modes);
+      if (control.modes.readOnly) await this.becomeReadOnly();
+      return 'SET';
+    }
+    if (control.kind === 'begin') {
+      if (!this.transaction) await this.begin(control.modes);
+      return 'BEGIN';
+    }
+    if (!this.transaction) return control.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
+    if (control.kind === 'commit' && this.getTransactionStatus() !== 'E') {
+      await this.commit();
+      return 'COMMIT';
+    }
+    await this.rollback();
+    return 'ROLLBACK';
+  }
+
+  private async begin(modes: TransactionModes): Promise<void> {
+    this.request = currentRequest();
+    this.refuseOtherIsolation(modes);
+    const test = await this.transactions.take(this);
+    const savepoint = `express_knex_session_${++units}`;
+    try {
+      await this.ask(beginSql(savepoint, modes.readOnly));
+    } catch (error) {
+      this.transactions.pass(this);
+      throw error;
+    }
+    this.transaction = { test, savepoint, isReadOnly: modes.readOnly ?? false, settings: new Map() };
+  }
+
+  private async commit(): Promise<void> {
+    const { savepoint, settings, isReadOnly } = this.transaction as NonNullable<typeof this.transaction>;
+    if (isReadOnly) {
+      // Nothing was stored, and RELEASE would leave the test read-only.
+      await this.rollback();
+      return;
+    }
+    const literals = [...settings].map(([name, value]): [string, string] => [literal(name), literal(value)]);
+    try {
+      await this.ask(commitSql(savepoint, literals));
+    } catch (error) {
+      if (this.real) await whenReady(this.real);
+      await this.rollback();
+      throw error;
+    }
+    this.leave();
+  }
+
+  private async rollback(): Promise<void> {
+    const { savepoint, test } = this.transaction as NonNullable<typeof this.transaction>;
+    try {
+      if (!test.isOver) await this.ask(rollbackSql(savepoint));
+    } catch {
+      // The connection beneath is lost, and all with it.
+    }
+    this.leave();
+  }
+
+  private leave(): void {
+    this.transaction = undefined;
+    this.transactions.pass(this);
+  }
+
+  private async becomeReadOnly(): Promise<void> {
+    if (!this.transaction) return;
+    await this.ask('SET LOCAL transaction_read_only = on');
+    this.transaction.isReadOnly = true;
+  }
+
+  private refuseOtherIsolation({ isolationLevel }: TransactionModes): void {
+    const own = this.transactions.isolationLevel;
+    if (isolationLevel === undefined || own === undefined || isolationLevel === own) return;
+    throw this.unsupported(
+      `The isolation level '${isolationLevel}' cannot be had inside the transaction of the test, which has '${own}'. ` +
+        `Pass testDatabase(knex, { isolationLevel: '${isolationLevel}' }).`,
+    );
+  }
+
+  private unsupported(why: string): SessionError {
+    const error = new SessionError('ERR_TEST_UNSUPPORTED', `${why} Or test this without testDatabase().`);
+    this.transactions.note(error, this);
+    return error;
+  }
+
+  private ask(text: string, values?: unknown[]): Promise<{ rows: { value?: string }[] }> {
+    return this.sending((real) => queryJob({ text, ...(values && { values }) }).send(real)) as Promise<{ rows: { value?: string }[] }>;
+  }
+
+  private async sending<T>(send: (real: PgConnection) => Promise<T>): Promise<T> {
+    if (!this.real) throw this.lostBecause ?? new Error('Connection terminated');
+    this.isSending = true;
+    try {
+      return await send(this.real);
+    } finally {
+      this.isSending = false;
+    }
+  }
+}
+
+function literal(value: string): string {
+  return `'${value.replaceAll("'", "''")}'`;
+}

@@ -1,0 +1,273 @@
+import type { Knex } from 'knex';
+import { cancelUntilReady } from '../cancel-request';
+import { Deadline, settledWithin } from '../deadline';
+import { SessionError } from '../errors';
+import { endAtOnce, isReady, observeStatus, type PgConnection, runCommand, transactionStatus } from '../postgres';
+import { currentRequest, Requests, type TestRequest } from './requests';
+import { beginSql, rollbackSql } from './simulated-commit';
+import type { IsolationLevel } from './transaction-control';
+
+/** What takes turns on the connection of the tests: a transaction, as the application sees it. */
+export interface Unit {
+  /** Whose it is, if it is not the test's own. */
+  readonly request: TestRequest | undefined;
+  /** Whether it has no statement under way. */
+  readonly isIdle: boolean;
+  readonly movedAt: number;
+  lose(reason: Error): void;
+  whenGone(): Promise<void>;
+}
+
+/** One test, or what surrounds several. */
+export interface Test {
+  readonly isOver: boolean;
+}
+
+class RunningTest implements Test {
+  isOver = false;
+  readonly failures: SessionError[] = [];
+  readonly requests = new Requests(this);
+
+  constructor(readonly savepoint: string | undefined) {}
+}
+
+interface Waiter {
+  readonly unit: Unit;
+  readonly since: number;
+  readonly deadline: Deadline;
+  resolve(test: Test): void;
+  reject(error: unknown): void;
+}
+
+/**
+ * The transaction that tests run in, on one connection of the application's pool: who may use it when, and how a test begins and ends.
+ */
+export class TestTransactions {
+  connection: PgConnection | undefined;
+  isolationLevel: IsolationLevel | undefined;
+
+  private readonly tests: RunningTest[] = [];
+  private holder: Unit | undefined;
+  private waiters: Waiter[] = [];
+  private onQuiet: (() => void) | undefined;
+
+  constructor(
+    private readonly knex: Knex,
+    private readonly options: { isolationLevel: IsolationLevel | undefined; waitTimeout: number },
+  ) {}
+
+  async begin(): Promise<void> {
+    if (this.tests.length === 0) {
+      await this.connect();
+      this.tests.push(new RunningTest(undefined));
+      return;
+    }
+    const savepoint = `express_knex_session_test_${this.tests.length}`;
+    await this.whenQuiet();
+    this.assertQuiet('begin()');
+    await runCommand(this.connection as PgConnection, beginSql(savepoint));
+    this.tests.push(new RunningTest(savepoint));
+  }
+
+  async rollback(): Promise<void> {
+    const test = this.tests.at(-1);
+    if (!test) throw notRunning('rollback() was called without begin().');
+    const running = test.requests.running.map(({ name }) => name);
+    for (const name of running) test.failures.push(leftOpen(`The test has ended while ${name} was still running. Await its response.`));
+    // What has been answered may not have settled yet: hooks, commitAt: 'finish', a client that has left.
+    await this.whenQuiet();
+    const { holder } = this;
+    if (holder && !running.includes(nameOf(holder))) {
+      test.failures.push(
+        leftOpen(`${capitalised(nameOf(holder))} has left a transaction open. Commit it or roll it back, and await that.`),
+      );
+    }
+    test.isOver = true;
+    this.tests.pop();
+    test.requests.stop();
+    await this.end(test);
+    const [first, ...others] = new Map(test.failures.map((failure) => [failure.message, failure])).values();
+    if (first) throw others.length === 0 ? first : new AggregateError([first, ...others], [first, ...others].map(messageOf).join('\n'));
+  }
+
+  /**
+   * Waits for a unit's turn.
+   *
+   * @throws SessionError if no test is running, or the unit in front will not end
+   */
+  take(unit: Unit): Promise<Test> {
+    const test = this.tests.at(-1);
+    if (!test) return Promise.reject(notRunning('No test is running on this database. Begin one first: beforeEach(database.begin).'));
+    if ((currentRequest()?.test as Test | undefined)?.isOver) {
+      return Promise.reject(
+        notRunning(`${nameOf(unit)} goes on after the end of its test. Await its response there, and all that it does.`),
+      );
+    }
+    if (this.holder === undefined) {
+      this.holder = unit;
+      return Promise.resolve(test);
+    }
+    return new Promise((resolve, reject) => {
+      const waiter = { unit, since: performance.now(), deadline: new Deadline(), resolve, reject };
+      this.waiters.push(waiter);
+      this.watch(waiter);
+    });
+  }
+
+  pass(unit: Unit): void {
+    if (this.holder !== unit) return;
+    const next = this.waiters.shift();
+    this.holder = next?.unit;
+    if (next) {
+      next.deadline.clear();
+      next.resolve(this.tests.at(-1) as Test);
+    } else this.onQuiet?.();
+  }
+
+  /** A unit that does not want its turn any more. */
+  leave(unit: Unit, error: unknown): void {
+    const waiter = this.waiters.find((waiting) => waiting.unit === unit);
+    if (!waiter) return;
+    this.waiters = this.waiters.filter((waiting) => waiting !== waiter);
+    waiter.deadline.clear();
+    waiter.reject(error);
+  }
+
+  /** An error that a request may swallow, or answer with something that says nothing. */
+  note(error: SessionError, { request }: Unit): void {
+    // A copy: Knex puts the statement into the message of the one that it passes on.
+    if (request) this.tests.at(-1)?.failures.push(new SessionError(error.code, error.message));
+  }
+
+  /** Whoever waits for a unit that does nothing waits for ever, if that one waits for him. */
+  private watch(waiter: Waiter): void {
+    const { waitTimeout } = this.options;
+    const idleSince = Math.max(waiter.since, this.holder?.movedAt ?? 0);
+    const rest = this.holder?.isIdle ? Math.ceil(idleSince + waitTimeout - performance.now()) : waitTimeout;
+    if (rest > 0) {
+      waiter.deadline.set(rest, () => this.watch(waiter));
+      return;
+    }
+    const error = new SessionError('ERR_TEST_BLOCKED', blocked(waiter.unit, this.holder as Unit, waitTimeout));
+    this.note(error, waiter.unit);
+    this.leave(waiter.unit, error);
+  }
+
+  private get units(): Unit[] {
+    return [...(this.holder ? [this.holder] : []), ...this.waiters.map(({ unit }) => unit)];
+  }
+
+  private async whenQuiet(): Promise<void> {
+    if (this.holder === undefined) return;
+    const quiet = new Promise<void>((resolve) => {
+      this.onQuiet = resolve;
+    });
+    await settledWithin(this.options.waitTimeout, quiet);
+    this.onQuiet = undefined;
+  }
+
+  private assertQuiet(what: string): void {
+    if (this.holder) throw leftOpen(`${what} was called while ${nameOf(this.holder)} had a transaction open.`);
+  }
+
+  private async connect(): Promise<void> {
+    const connection: PgConnection = await this.knex.client.acquireConnection();
+    observeStatus(connection);
+    connection.on('error', this.onLost);
+    connection.on('end', this.onLost);
+    this.connection = connection;
+    const { isolationLevel } = this.options;
+    try {
+      await runCommand(connection, isolationLevel ? `BEGIN ISOLATION LEVEL ${isolationLevel}` : 'BEGIN');
+      this.isolationLevel = isolationLevel ?? (await showIsolationLevel(connection));
+    } catch (error) {
+      this.release(error);
+      throw error;
+    }
+  }
+
+  private readonly onLost = (error?: unknown): void => {
+    const reason = error instanceof Error ? error : new Error('The connection to the database ended.');
+    for (const unit of this.units) unit.lose(reason);
+  };
+
+  /** Rolls a test back, whatever is still under way in it. */
+  private async end({ savepoint }: RunningTest): Promise<void> {
+    const { connection, units } = this;
+    if (!connection) return;
+    for (const unit of units) unit.lose(notRunning('The test has ended, and was rolled back.'));
+    const gone = units.map((unit) => unit.whenGone());
+    await settledWithin(END_TIMEOUT_MS, Promise.all([...gone, isReady(connection) || cancelUntilReady(connection, undefined)]));
+    let failure: unknown = new Error('The transaction of a test did not end.');
+    const ended = runCommand(connection, savepoint ? rollbackSql(savepoint) : 'ROLLBACK').then(
+      () => {
+        failure = undefined;
+      },
+      (error) => {
+        failure = error;
+      },
+    );
+    await settledWithin(END_TIMEOUT_MS, ended);
+    if (!savepoint) this.release(failure);
+  }
+
+  private release(failure: unknown): void {
+    const { connection } = this;
+    if (!connection) return;
+    this.connection = undefined;
+    connection.removeListener('error', this.onLost);
+    connection.removeListener('end', this.onLost);
+    if (failure !== undefined || transactionStatus(connection) !== 'I') {
+      connection.__knex__disposed ??= failure ?? new Error('The connection of a test is not clean.');
+      endAtOnce(connection);
+    }
+    this.knex.client.releaseConnection(connection);
+  }
+}
+
+function showIsolationLevel(connection: PgConnection): Promise<IsolationLevel> {
+  return new Promise((resolve, reject) => {
+    connection.query('SHOW transaction_isolation', (error, result) => {
+      if (error) reject(error);
+      else
+        resolve(
+          (result as unknown as { rows: { transaction_isolation: IsolationLevel }[] }).rows[0]?.transaction_isolation as IsolationLevel,
+        );
+    });
+  });
+}
+
+function nameOf({ request }: Unit): string {
+  return request?.name ?? 'the test';
+}
+
+function blocked(waiting: Unit, holder: Unit, waitTimeout: number): string {
+  const isOwn = waiting.request !== undefined && waiting.request === holder.request;
+  const whose = isOwn ? 'another transaction of its own' : `the transaction of ${nameOf(holder)}`;
+  const remedy = isOwn
+    ? 'Use req.session for every statement of the request, or end it before (req.session.commit()).'
+    : 'If that one waits for this one, neither can go on: send the one after the end of the other.';
+  return (
+    `${capitalised(nameOf(waiting))} has waited for ${waitTimeout} ms (waitTimeout) for ${whose}, which is open and runs nothing. ` +
+    `In a test all transactions run on one connection, one after the other. ${remedy}`
+  );
+}
+
+function leftOpen(message: string): SessionError {
+  return new SessionError('ERR_TEST_LEFT_OPEN', message);
+}
+
+function notRunning(message: string): SessionError {
+  return new SessionError('ERR_TEST_NOT_RUNNING', message);
+}
+
+function capitalised(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+function messageOf({ message }: Error): string {
+  return message;
+}
+
+/** For a server that does not answer any more. */
+const END_TIMEOUT_MS = 5_000;
