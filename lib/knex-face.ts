@@ -133,7 +133,7 @@ export function ownerOf(value: unknown): TransactionOwner | undefined {
 }
 
 /** pg's `stream`: in Knex's `connection`, or in the pg.Pool that it was given. */
-function streamOptionOf(client: Knex.Client): unknown {
+export function streamOptionOf(client: Knex.Client): unknown {
   const { connectionSettings, config } = client as { connectionSettings?: Streamed; config: { connectionPool?: { options?: Streamed } } };
   return connectionSettings?.stream ?? config.connectionPool?.options?.stream;
 }

@@ -30,6 +30,8 @@ export type QueryCallback = (error: unknown, result?: { command: string }) => vo
 export interface Wire {
   readonly stream: { readonly remoteAddress?: string; destroy(): void };
   on(event: 'readyForQuery', listener: (message: { status: string }) => void): unknown;
+  on(event: 'portalSuspended' | 'dataRow', listener: () => void): unknown;
+  removeListener(event: 'portalSuspended' | 'dataRow', listener: () => void): unknown;
   parse(message: { text: string }): void;
   bind(message: object): void;
   execute(message: object): void;

@@ -81,7 +81,9 @@ export function testDatabase(knex: Knex, options: TestDatabaseOptions = {}): Tes
   if (knex.isTransaction)
     throw new TypeError('Expected `knex` to be a Knex instance, got a transaction. Pass the instance that it was made of.');
   const transactions = new TestTransactions(knex, resolve(options));
-  const begin = (): Promise<void> => transactions.begin();
+  const begin = async (): Promise<void> => {
+    await transactions.begin();
+  };
   const rollback = (): Promise<void> => transactions.rollback();
   return {
     knex: createTestKnex(knex, transactions),
@@ -91,18 +93,18 @@ export function testDatabase(knex: Knex, options: TestDatabaseOptions = {}): Tes
     inTransaction:
       (work) =>
       async (...args) => {
-        await begin();
+        const test = await transactions.begin({ isWhole: true });
         let result: Awaited<ReturnType<typeof work>>;
         try {
           result = await work(...args);
         } catch (error) {
-          await rollback().catch((why) => {
+          await transactions.rollback(test).catch((why) => {
             // It is the reason, more often than not; runners print it with the error.
             if (error instanceof Error) error.cause ??= why;
           });
           throw error;
         }
-        await rollback();
+        await transactions.rollback(test);
         return result;
       },
   };

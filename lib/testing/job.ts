@@ -5,12 +5,15 @@ export interface Submittable {
   submit: unknown;
   text?: string;
   callback?: QueryCallback;
+  /** Of a stream. */
+  readonly destroyed?: boolean;
   handleError(error: unknown, wire: unknown): void;
 }
 
 export interface QueryConfig {
   text: string;
-  values?: readonly unknown[];
+  values?: readonly unknown[] | undefined;
+  callback?: QueryCallback | undefined;
 }
 
 /** A statement that waits for its turn on a connection. */
@@ -31,14 +34,27 @@ export function queryJob(statement: QueryConfig): Pick<Job, 'text' | 'values' | 
   };
 }
 
-/** It tells of its result, and of its errors, by itself. */
-export function submittableJob(submittable: Submittable, wire: () => unknown): Job {
+/**
+ * It tells of its result, and of its errors, by itself.
+ *
+ * @param onPause told whether the server waits for someone who reads its rows
+ */
+export function submittableJob(submittable: Submittable, wire: () => unknown, onPause: (isPaused: boolean) => void): Job {
   return {
     text: submittable.text ?? '',
     values: undefined,
     async send(real) {
+      // It would open its cursor, and never close it.
+      if (submittable.destroyed) return;
+      const pause = (): void => onPause(true);
+      const goOn = (): void => onPause(false);
+      real.connection?.on('portalSuspended', pause);
+      real.connection?.on('dataRow', goOn);
       real.query(submittable);
       await whenReady(real);
+      real.connection?.removeListener('portalSuspended', pause);
+      real.connection?.removeListener('dataRow', goOn);
+      goOn();
     },
     resolve() {},
     reject: (error) => submittable.handleError(error, wire()),

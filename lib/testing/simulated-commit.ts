@@ -21,7 +21,11 @@ export function rollbackSql(savepoint: string): string {
 export function commitSql(savepoint: string, settings: [name: string, value: string][]): string {
   return [
     'SET CONSTRAINTS ALL IMMEDIATE',
-    ...settings.map(([name, value]) => `SELECT pg_catalog.set_config(${name}, ${value}, true)`),
+    // A name that does not exist reads as null.
+    ...settings.map(
+      ([name, value]) =>
+        `SELECT pg_catalog.set_config(${name}, ${value}, true) WHERE coalesce(pg_catalog.current_setting(${name}, true), '') <> ${value}`,
+    ),
     RESET_CONSTRAINTS,
     `RELEASE SAVEPOINT ${savepoint}`,
   ].join(';\n');

@@ -1,7 +1,7 @@
 import { EventEmitter } from 'node:events';
 import { cancelUntilReady } from '../cancel-request';
 import { SessionError } from '../errors';
-import { isGivenUp, type PgConnection, type QueryCallback, transactionStatus, type Wire, whenReady } from '../postgres';
+import { type PgConnection, type QueryCallback, transactionStatus, type Wire, whenReady } from '../postgres';
 import { type Job, type QueryConfig, queryJob, type Submittable, submittableJob, toldOnce } from './job';
 import { currentRequest, type TestRequest } from './requests';
 import { beginSql, commitSql, rollbackSql } from './simulated-commit';
@@ -24,30 +24,38 @@ export class TestConnection extends EventEmitter implements Unit {
   private readonly queue: Job[] = [];
   private current: Job | undefined;
   private whenDone: Promise<void> | undefined;
-  /** Whether the server is at work for it. */
+  /** Whether the server is at work for it, and until when. */
   private isSending = false;
-  private lostBecause: Error | undefined;
-  private transaction: { test: Test; savepoint: string; isReadOnly: boolean; settings: Map<string, string> } | undefined;
+  private whenAnswered: Promise<void> | undefined;
+  /** Whether it waits for someone who reads its rows. */
+  private isPaused = false;
+  private cancelling: Promise<void> | undefined;
+  private lostBecause: (() => Error) | undefined;
+  private transaction: { test: Test; savepoint: string; settings: Map<string, string> } | undefined;
 
   constructor(private readonly transactions: TestTransactions) {
     super();
-    // Knex's pool drops a connection with this mark.
-    this.on('error', (error) => {
-      this.__knex__disposed ??= error;
-    });
+    // Without a listener, an error would end the process.
+    this.on('error', () => {});
   }
 
   // What pg's client has.
 
   query(config: string | QueryConfig | Submittable, values?: unknown, callback?: QueryCallback): unknown {
-    const called = (typeof values === 'function' ? values : callback) as QueryCallback | undefined;
-    if (typeof config === 'object' && 'submit' in config) {
-      if (called) config.callback ??= called;
-      this.add(submittableJob(config, () => this.real?.connection));
-      return config;
+    const given = typeof config === 'string' ? { text: config } : config;
+    const called = ((typeof values === 'function' ? values : callback) as QueryCallback | undefined) ?? given.callback;
+    if ('submit' in given) {
+      if (called) given.callback = called;
+      const onPause = (isPaused: boolean): void => {
+        this.isPaused = isPaused;
+        this.movedAt = performance.now();
+      };
+      this.add(submittableJob(given, () => this.real?.connection, onPause));
+      return given;
     }
-    const statement = typeof config === 'string' ? { text: config, values: values as unknown[] } : { ...config };
-    if (!Array.isArray(statement.values)) delete (statement as QueryConfig).values;
+    // `text` may be a getter of its class.
+    const { callback: _, ...rest } = given;
+    const statement = { ...rest, text: given.text, values: Array.isArray(values) ? values : given.values };
     if (called === undefined) return new Promise((resolve, reject) => this.add({ ...queryJob(statement), resolve, reject }));
     this.add({ ...queryJob(statement), resolve: (result) => called(null, result as never), reject: (error) => called(error) });
     return undefined;
@@ -96,27 +104,36 @@ export class TestConnection extends EventEmitter implements Unit {
   // What the tests' transaction asks.
 
   get isIdle(): boolean {
-    return this.current === undefined;
+    return this.current === undefined || this.isPaused;
   }
 
   /**
    * As when a connection ends: whatever runs or waits on it fails, and its transaction is rolled back.
    *
-   * @param reason if it is not the application that has ended it
+   * @param reason if it is not the application that has ended it; makes one for each who is told
    */
-  lose(reason?: Error): void {
+  lose(reason?: () => Error): void {
     if (this.lostBecause) return;
-    const error = reason ?? new Error('Connection terminated');
+    const error = reason ?? (() => new Error('Connection terminated'));
     this.lostBecause = error;
-    this.transactions.leave(this, error);
-    this.current?.reject(error);
-    for (const job of this.queue.splice(0)) job.reject(error);
-    if (this.whenDone) void cancelUntilReady(this as never, undefined, this.whenDone);
+    this.transactions.leave(this, error());
+    this.current?.reject(error());
+    for (const job of this.queue.splice(0)) job.reject(error());
+    void this.cancel();
     void this.next();
     process.nextTick(() => {
-      if (reason) this.emit('error', reason);
+      if (reason) this.emit('error', reason());
       this.emit('end');
     });
+  }
+
+  /** Cancels the statement that runs; what comes next on the connection beneath waits until no cancel can hit it any more. */
+  cancel(): Promise<void> {
+    if (!this.isSending || !this.whenAnswered) return Promise.resolve();
+    this.cancelling ??= cancelUntilReady(this as never, this.transactions.streamOption, this.whenAnswered).then(() => {
+      this.cancelling = undefined;
+    });
+    return this.cancelling;
   }
 
   /** Resolves when nothing of it is left on the connection beneath. */
@@ -131,7 +148,7 @@ export class TestConnection extends EventEmitter implements Unit {
   private add(job: Job): void {
     const { lostBecause } = this;
     if (lostBecause) {
-      process.nextTick(() => job.reject(lostBecause));
+      process.nextTick(() => job.reject(lostBecause()));
       return;
     }
     this.queue.push(toldOnce(job));
@@ -177,11 +194,9 @@ export class TestConnection extends EventEmitter implements Unit {
       if (isAlone) await (this.getTransactionStatus() === 'E' ? this.rollback() : this.commit());
       return () => job.resolve(result);
     } catch (error) {
-      // The driver has given it up, and the server has not.
-      if (isGivenUp(error) || !isAlone) job.reject(error);
-      if (this.real) await whenReady(this.real);
+      job.reject(error);
       if (isAlone && this.transaction) await this.rollback();
-      return () => job.reject(error);
+      return () => {};
     }
   }
 
@@ -201,7 +216,7 @@ export class TestConnection extends EventEmitter implements Unit {
     }
     if (control.kind === 'set') {
       this.refuseOtherIsolation(control.modes);
-      if (control.modes.readOnly) await this.becomeReadOnly();
+      if (control.modes.readOnly && this.transaction) await this.ask('SET LOCAL transaction_read_only = on');
       return 'SET';
     }
     if (control.kind === 'begin') {
@@ -228,21 +243,15 @@ export class TestConnection extends EventEmitter implements Unit {
       this.transactions.pass(this);
       throw error;
     }
-    this.transaction = { test, savepoint, isReadOnly: modes.readOnly ?? false, settings: new Map() };
+    this.transaction = { test, savepoint, settings: new Map() };
   }
 
   private async commit(): Promise<void> {
-    const { savepoint, settings, isReadOnly } = this.transaction as NonNullable<typeof this.transaction>;
-    if (isReadOnly) {
-      // Nothing was stored, and RELEASE would leave the test read-only.
-      await this.rollback();
-      return;
-    }
+    const { savepoint, settings } = this.transaction as NonNullable<typeof this.transaction>;
     const literals = [...settings].map(([name, value]): [string, string] => [literal(name), literal(value)]);
     try {
       await this.ask(commitSql(savepoint, literals));
     } catch (error) {
-      if (this.real) await whenReady(this.real);
       await this.rollback();
       throw error;
     }
@@ -264,12 +273,6 @@ export class TestConnection extends EventEmitter implements Unit {
     this.transactions.pass(this);
   }
 
-  private async becomeReadOnly(): Promise<void> {
-    if (!this.transaction) return;
-    await this.ask('SET LOCAL transaction_read_only = on');
-    this.transaction.isReadOnly = true;
-  }
-
   private refuseOtherIsolation({ isolationLevel }: TransactionModes): void {
     const own = this.transactions.isolationLevel;
     if (isolationLevel === undefined || own === undefined || isolationLevel === own) return;
@@ -289,16 +292,33 @@ export class TestConnection extends EventEmitter implements Unit {
     return this.sending((real) => queryJob({ text, ...(values && { values }) }).send(real)) as Promise<{ rows: { value?: string }[] }>;
   }
 
+  /** The connection beneath is ready when this has ended, and nothing is on its way that could hit the next statement. */
   private async sending<T>(send: (real: PgConnection) => Promise<T>): Promise<T> {
-    if (!this.real) throw this.lostBecause ?? new Error('Connection terminated');
+    const { real } = this;
+    if (!real || this.transaction?.test.isOver) throw this.lostBecause?.() ?? new Error('Connection terminated');
     this.isSending = true;
+    const sent = send(real);
+    this.whenAnswered = sent.then(noop, noop).then(() => this.whenIdle(real));
     try {
-      return await send(this.real);
+      return await sent;
+    } catch (error) {
+      // Told at once, as pg does.
+      this.current?.reject(error);
+      throw error;
     } finally {
+      await this.whenAnswered;
       this.isSending = false;
+      this.whenAnswered = undefined;
+      await this.cancelling;
     }
   }
+
+  private async whenIdle(real: PgConnection): Promise<void> {
+    if (!this.transactions.isLost) await whenReady(real);
+  }
 }
+
+function noop(): void {}
 
 function literal(value: string): string {
   return `'${value.replaceAll("'", "''")}'`;

@@ -1,5 +1,4 @@
 import createKnex, { type Knex } from 'knex';
-import { cancelUntilReady } from '../cancel-request';
 import { TestConnection } from './test-connection';
 import type { TestTransactions } from './test-transactions';
 
@@ -19,6 +18,8 @@ export function createTestKnex(knex: Knex, transactions: TestTransactions): Knex
   const { connectionPool: _, connection, pool, ...config } = original.config;
 
   class TestClient extends (original.constructor as PgClientClass) {
+    private readonly lent = new WeakSet<TestConnection>();
+
     async acquireRawConnection(): Promise<TestConnection> {
       const connection = new TestConnection(transactions);
       // Whoever holds it may have forgotten it, and the pool would wait for it without end.
@@ -32,7 +33,14 @@ export function createTestKnex(knex: Knex, transactions: TestTransactions): Knex
 
     /** Knex's own would take another connection for it: of the same transaction. */
     cancelQuery(connection: TestConnection): Promise<void> {
-      return cancelUntilReady(connection, undefined);
+      return connection.cancel();
+    }
+
+    /** Each is lent once: Knex gives that of a stream back twice, and another may have borrowed it by then. */
+    validateConnection(connection: TestConnection): boolean {
+      if (this.lent.has(connection)) return false;
+      this.lent.add(connection);
+      return true;
     }
   }
 
@@ -42,7 +50,8 @@ export function createTestKnex(knex: Knex, transactions: TestTransactions): Knex
     client: TestClient as unknown as typeof Knex.Client,
     // What afterCreate does has been done to the connection beneath.
     connection: typeof connection === 'object' ? connection : {},
-    pool: { ...poolConfig, min: 0 },
+    // They cost nothing, and the timer for those that are not used would keep the process from ending.
+    pool: { ...poolConfig, min: 0, idleTimeoutMillis: 1, reapIntervalMillis: 1 },
   });
   testKnex.userParams = userParams;
   const { client } = testKnex;

@@ -1,8 +1,8 @@
 import type { Knex } from 'knex';
-import { cancelUntilReady } from '../cancel-request';
 import { Deadline, settledWithin } from '../deadline';
 import { SessionError } from '../errors';
-import { endAtOnce, isReady, observeStatus, type PgConnection, runCommand, transactionStatus } from '../postgres';
+import { streamOptionOf } from '../knex-face';
+import { endAtOnce, observeStatus, type PgConnection, runCommand, transactionStatus } from '../postgres';
 import { currentRequest, Requests, type TestRequest } from './requests';
 import { beginSql, rollbackSql } from './simulated-commit';
 import type { IsolationLevel } from './transaction-control';
@@ -14,7 +14,7 @@ export interface Unit {
   /** Whether it has no statement under way. */
   readonly isIdle: boolean;
   readonly movedAt: number;
-  lose(reason: Error): void;
+  lose(reason: () => Error): void;
   whenGone(): Promise<void>;
 }
 
@@ -28,7 +28,11 @@ class RunningTest implements Test {
   readonly failures: SessionError[] = [];
   readonly requests = new Requests(this);
 
-  constructor(readonly savepoint: string | undefined) {}
+  constructor(
+    readonly savepoint: string | undefined,
+    /** Whether it surrounds no others. */
+    readonly isWhole: boolean,
+  ) {}
 }
 
 interface Waiter {
@@ -50,44 +54,57 @@ export class TestTransactions {
   private holder: Unit | undefined;
   private waiters: Waiter[] = [];
   private onQuiet: (() => void) | undefined;
+  private last: Promise<unknown> = Promise.resolve();
+  /** Whether the connection has ended by itself. */
+  isLost = false;
+
+  /** pg's `stream`, as the application has configured it: another way to the server. */
+  get streamOption(): unknown {
+    return streamOptionOf(this.knex.client);
+  }
 
   constructor(
     private readonly knex: Knex,
     private readonly options: { isolationLevel: IsolationLevel | undefined; waitTimeout: number },
   ) {}
 
-  async begin(): Promise<void> {
-    if (this.tests.length === 0) {
-      await this.connect();
-      this.tests.push(new RunningTest(undefined));
-      return;
-    }
-    const savepoint = `express_knex_session_test_${this.tests.length}`;
-    await this.whenQuiet();
-    this.assertQuiet('begin()');
-    await runCommand(this.connection as PgConnection, beginSql(savepoint));
-    this.tests.push(new RunningTest(savepoint));
+  /** @param isWhole whether no other test can be begun in it; one that is left is ended then */
+  begin({ isWhole = false } = {}): Promise<Test> {
+    return this.inTurn(async () => {
+      while (this.top?.isWhole) await this.end(this.top);
+      let savepoint: string | undefined;
+      if (this.top) {
+        savepoint = `express_knex_session_test_${this.tests.length}`;
+        await this.whenQuiet();
+        if (this.holder) throw leftOpen(`begin() was called while ${nameOf(this.holder)} had a transaction open.`);
+        await runCommand(this.connection as PgConnection, beginSql(savepoint));
+      } else await this.connect();
+      const test = new RunningTest(savepoint, isWhole);
+      this.tests.push(test);
+      return test;
+    });
   }
 
-  async rollback(): Promise<void> {
-    const test = this.tests.at(-1);
-    if (!test) throw notRunning('rollback() was called without begin().');
-    const running = test.requests.running.map(({ name }) => name);
-    for (const name of running) test.failures.push(leftOpen(`The test has ended while ${name} was still running. Await its response.`));
-    // What has been answered may not have settled yet: hooks, commitAt: 'finish', a client that has left.
-    await this.whenQuiet();
-    const { holder } = this;
-    if (holder && !running.includes(nameOf(holder))) {
-      test.failures.push(
-        leftOpen(`${capitalised(nameOf(holder))} has left a transaction open. Commit it or roll it back, and await that.`),
-      );
-    }
-    test.isOver = true;
-    this.tests.pop();
-    test.requests.stop();
-    await this.end(test);
-    const [first, ...others] = new Map(test.failures.map((failure) => [failure.message, failure])).values();
-    if (first) throw others.length === 0 ? first : new AggregateError([first, ...others], [first, ...others].map(messageOf).join('\n'));
+  /** @param test the last one that was begun, unless another one is meant */
+  rollback(test?: Test): Promise<void> {
+    return this.inTurn(async () => {
+      const ending = (test as RunningTest | undefined) ?? this.top;
+      if (!ending) throw notRunning('rollback() was called without begin().');
+      if (ending.isOver) throw notRunning('The test has ended late: the next one had begun, and ended it. Has the runner given it up?');
+      const running = ending.requests.running.map(({ name }) => name);
+      for (const name of running) ending.failures.push(leftOpen(`The test has ended while ${name} was still running. Await its response.`));
+      // What has been answered may not have settled yet: hooks, commitAt: 'finish', a client that has left.
+      await this.whenQuiet();
+      const { holder } = this;
+      if (holder && !running.includes(nameOf(holder))) {
+        ending.failures.push(
+          leftOpen(`${capitalised(nameOf(holder))} has left a transaction open. Commit it or roll it back, and await that.`),
+        );
+      }
+      await this.end(ending);
+      const [first, ...others] = new Map(ending.failures.map((failure) => [failure.message, failure])).values();
+      if (first) throw others.length === 0 ? first : new AggregateError([first, ...others], [first, ...others].map(messageOf).join('\n'));
+    });
   }
 
   /**
@@ -166,8 +183,15 @@ export class TestTransactions {
     this.onQuiet = undefined;
   }
 
-  private assertQuiet(what: string): void {
-    if (this.holder) throw leftOpen(`${what} was called while ${nameOf(this.holder)} had a transaction open.`);
+  private get top(): RunningTest | undefined {
+    return this.tests.at(-1);
+  }
+
+  /** Tests begin and end one after the other. */
+  private inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.last.then(work);
+    this.last = done.catch(() => {});
+    return done;
   }
 
   private async connect(): Promise<void> {
@@ -176,6 +200,7 @@ export class TestTransactions {
     connection.on('error', this.onLost);
     connection.on('end', this.onLost);
     this.connection = connection;
+    this.isLost = false;
     const { isolationLevel } = this.options;
     try {
       await runCommand(connection, isolationLevel ? `BEGIN ISOLATION LEVEL ${isolationLevel}` : 'BEGIN');
@@ -187,28 +212,42 @@ export class TestTransactions {
   }
 
   private readonly onLost = (error?: unknown): void => {
-    const reason = error instanceof Error ? error : new Error('The connection to the database ended.');
-    for (const unit of this.units) unit.lose(reason);
+    if (this.isLost) return;
+    this.isLost = true;
+    for (const unit of this.units) unit.lose(() => (error instanceof Error ? error : new Error('The connection to the database ended.')));
   };
 
   /** Rolls a test back, whatever is still under way in it. */
-  private async end({ savepoint }: RunningTest): Promise<void> {
+  private async end(test: RunningTest): Promise<void> {
     const { connection, units } = this;
+    test.isOver = true;
+    test.requests.stop();
+    this.tests.splice(this.tests.indexOf(test), 1);
     if (!connection) return;
-    for (const unit of units) unit.lose(notRunning('The test has ended, and was rolled back.'));
-    const gone = units.map((unit) => unit.whenGone());
-    await settledWithin(END_TIMEOUT_MS, Promise.all([...gone, isReady(connection) || cancelUntilReady(connection, undefined)]));
-    let failure: unknown = new Error('The transaction of a test did not end.');
-    const ended = runCommand(connection, savepoint ? rollbackSql(savepoint) : 'ROLLBACK').then(
-      () => {
-        failure = undefined;
-      },
-      (error) => {
-        failure = error;
-      },
-    );
-    await settledWithin(END_TIMEOUT_MS, ended);
-    if (!savepoint) this.release(failure);
+    for (const unit of units) unit.lose(() => notRunning('The test has ended, and was rolled back.'));
+    await settledWithin(END_TIMEOUT_MS, Promise.all(units.map((unit) => unit.whenGone())));
+    let failure: unknown;
+    if (!this.isLost) {
+      failure = new SessionError(
+        'ERR_SESSION_UNAVAILABLE',
+        'The database has not answered the ROLLBACK of the test; its connection is given up.',
+      );
+      const ended = runCommand(connection, test.savepoint ? rollbackSql(test.savepoint) : 'ROLLBACK').then(
+        () => {
+          failure = undefined;
+        },
+        (error) => {
+          failure = error;
+        },
+      );
+      await settledWithin(END_TIMEOUT_MS, ended);
+      if (failure instanceof SessionError) test.failures.push(failure);
+    }
+    if (this.tests.length > 0) return;
+    this.release(failure);
+    // On a dead network they are not gone, and hold what is no more.
+    this.holder = undefined;
+    this.waiters = [];
   }
 
   private release(failure: unknown): void {
@@ -217,7 +256,7 @@ export class TestTransactions {
     this.connection = undefined;
     connection.removeListener('error', this.onLost);
     connection.removeListener('end', this.onLost);
-    if (failure !== undefined || transactionStatus(connection) !== 'I') {
+    if (failure !== undefined || this.isLost || transactionStatus(connection) !== 'I') {
       connection.__knex__disposed ??= failure ?? new Error('The connection of a test is not clean.');
       endAtOnce(connection);
     }
@@ -269,5 +308,5 @@ function messageOf({ message }: Error): string {
   return message;
 }
 
-/** For a server that does not answer any more. */
-const END_TIMEOUT_MS = 5_000;
+/** For a server that does not answer any more; twice, in less than a test runner waits for a hook. */
+const END_TIMEOUT_MS = 1_500;

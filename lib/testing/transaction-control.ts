@@ -39,13 +39,24 @@ function modesOf(text: string): TransactionModes {
 export function localSettingsIn(text: string, values: readonly unknown[] = []): string[] {
   if (!/\bset/i.test(text)) return [];
   const names: unknown[] = [];
-  for (const [, quoted, position] of text.matchAll(/\bset_config\s*\(\s*(?:'((?:[^']|'')+)'|\$(\d+))/gi)) {
+  for (const [, quoted, position] of text.replace(COMMENT, ' ').matchAll(/\bset_config\s*\(\s*(?:'((?:[^']|'')+)'|\$(\d+))/gi)) {
     names.push(quoted?.replaceAll("''", "'") ?? values[Number(position) - 1]);
   }
-  for (const [, name = ''] of text.matchAll(/\bset\s+local\s+(role|time\s+zone|session\s+authorization|[\w."]+)/gi)) {
-    names.push(SPELLINGS[name.toLowerCase().replace(/\s+/, ' ')] ?? name.replaceAll('"', ''));
+  for (const [, name = ''] of text
+    .replace(STRING_OR_COMMENT, ' ')
+    .replaceAll('"', '')
+    .matchAll(/\bset\s+local\s+(time\s+zone|session\s+authorization|[\w.]+)/gi)) {
+    names.push(SPELLINGS[name.toLowerCase().replace(/\s+/, ' ')] ?? name);
   }
-  return names.filter((name) => typeof name === 'string');
+  // RELEASE puts the modes of a transaction back by itself.
+  return names.filter((name) => typeof name === 'string').filter((name) => !/^transaction/i.test(name));
 }
 
-const SPELLINGS: Record<string, string> = { 'time zone': 'timezone', 'session authorization': 'session_authorization' };
+const COMMENT = /--[^\n]*|\/\*.*?\*\//gs;
+const STRING_OR_COMMENT = /'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$|--[^\n]*|\/\*.*?\*\//gs;
+const SPELLINGS: Record<string, string> = {
+  'time zone': 'timezone',
+  'session authorization': 'session_authorization',
+  schema: 'search_path',
+  names: 'client_encoding',
+};
