@@ -80,19 +80,24 @@ export function testDatabase(knex: Knex, options: TestDatabaseOptions = {}): Tes
   assertKnex(knex);
   if (knex.isTransaction)
     throw new TypeError('Expected `knex` to be a Knex instance, got a transaction. Pass the instance that it was made of.');
+  if (testKnexes.has(knex)) {
+    throw new TypeError('Expected `knex` to be a Knex instance, got that of another testDatabase(). Pass the one that it was made of.');
+  }
   const transactions = new TestTransactions(knex, resolve(options));
   const begin = async (): Promise<void> => {
     await transactions.begin();
   };
   const rollback = (): Promise<void> => transactions.rollback();
+  const testKnex = createTestKnex(knex, transactions);
+  testKnexes.add(testKnex);
   return {
-    knex: createTestKnex(knex, transactions),
+    knex: testKnex,
     begin,
     rollback,
     // Without a parameter of its own: Jest would take it for the callback `done`.
-    inTransaction:
-      (work) =>
-      async (...args) => {
+    inTransaction: (work) => {
+      if (typeof work !== 'function') throw new TypeError(`Expected inTransaction() to be given a function, got ${describe(work)}.`);
+      return async (...args) => {
         const test = await transactions.begin({ isWhole: true });
         let result: Awaited<ReturnType<typeof work>>;
         try {
@@ -106,11 +111,18 @@ export function testDatabase(knex: Knex, options: TestDatabaseOptions = {}): Tes
         }
         await transactions.rollback(test);
         return result;
-      },
+      };
+    },
   };
 }
 
-function resolve({ isolationLevel, waitTimeout = 1_000, ...others }: TestDatabaseOptions) {
+const testKnexes = new WeakSet<Knex>();
+
+function resolve(options: TestDatabaseOptions) {
+  if (typeof options !== 'object' || options === null || Symbol.iterator in options) {
+    throw new TypeError(`Expected options to be an object such as { waitTimeout: 3_000 }, got ${describe(options)}.`);
+  }
+  const { isolationLevel, waitTimeout = 1_000, ...others } = options;
   for (const name of Object.keys(others)) {
     throw new TypeError(`Unknown option \`${name}\`. testDatabase() takes: isolationLevel, waitTimeout.`);
   }

@@ -3,25 +3,22 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 
 /** A request to a server of this process, and the test that it belongs to. */
-export interface TestRequest {
-  readonly test: object;
+export interface TestRequest<Test = unknown> {
+  readonly test: Test;
   /** Method and path. */
   readonly name: string;
   readonly isRunning: boolean;
 }
 
-const storage = new AsyncLocalStorage<TestRequest>();
+/** Knows the requests of tests, to name them: by Node's own channel, so that no server has to be prepared for it. */
+export class Requests<Test> {
+  private readonly storage = new AsyncLocalStorage<TestRequest<Test>>();
+  private requests: TestRequest<Test>[] = [];
 
-/** The request that the running code works for; undefined in the test itself. */
-export function currentRequest(): TestRequest | undefined {
-  return storage.getStore();
-}
+  /** @param currentTest the one that a request belongs to which comes now */
+  constructor(private readonly currentTest: () => Test) {}
 
-/** Knows the requests of a test, to name them: by Node's own channel, so that no server has to be prepared for it. */
-export class Requests {
-  private readonly requests = new Set<TestRequest>();
-
-  constructor(private readonly test: object) {
+  start(): void {
     subscribe('http.server.request.start', this.onStart);
   }
 
@@ -29,24 +26,31 @@ export class Requests {
     unsubscribe('http.server.request.start', this.onStart);
   }
 
-  /** Those that have not been answered. */
-  get running(): TestRequest[] {
-    return [...this.requests].filter(({ isRunning }) => isRunning);
+  /** The request that the running code works for; undefined in the test itself. */
+  get current(): TestRequest<Test> | undefined {
+    return this.storage.getStore();
+  }
+
+  /** Those of a test that have not been answered. */
+  runningIn(test: Test): TestRequest<Test>[] {
+    return this.running.filter((request) => request.test === test);
+  }
+
+  private get running(): TestRequest<Test>[] {
+    return this.requests.filter(({ isRunning }) => isRunning);
   }
 
   private readonly onStart = (message: unknown): void => {
     const { request, response } = message as { request: IncomingMessage; response: ServerResponse };
-    const { test } = this;
-    const known: TestRequest = {
-      test,
+    const known: TestRequest<Test> = {
+      test: this.currentTest(),
       name: `${request.method} ${request.url?.replace(/\?.*/, '')}`,
       get isRunning() {
         return !response.writableEnded && !response.destroyed && !request.socket.destroyed;
       },
     };
-    this.requests.add(known);
-    response.once('close', () => this.requests.delete(known));
+    this.requests = [...this.running, known];
     // For what follows of this request, and for nothing else.
-    storage.enterWith(known);
+    this.storage.enterWith(known);
   };
 }

@@ -3,7 +3,7 @@ import { cancelUntilReady } from '../cancel-request';
 import { SessionError } from '../errors';
 import { type PgConnection, type QueryCallback, transactionStatus, type Wire, whenReady } from '../postgres';
 import { type Job, type QueryConfig, queryJob, type Submittable, submittableJob, toldOnce } from './job';
-import { currentRequest, type TestRequest } from './requests';
+import type { TestRequest } from './requests';
 import { beginSql, commitSql, rollbackSql } from './simulated-commit';
 import type { Test, TestTransactions, Unit } from './test-transactions';
 import { type Control, controlOf, localSettingsIn, type TransactionModes } from './transaction-control';
@@ -182,6 +182,7 @@ export class TestConnection extends EventEmitter implements Unit {
 
   /** @returns what tells of the result, when the connection is ready */
   private async run(job: Job): Promise<() => void> {
+    if (!this.transaction) this.request = this.transactions.currentRequest;
     const control = controlOf(job.text);
     if (control) {
       const command = await this.control(control);
@@ -190,6 +191,8 @@ export class TestConnection extends EventEmitter implements Unit {
     const isAlone = this.transaction === undefined;
     if (isAlone) await this.begin({});
     try {
+      // While it waited for its turn.
+      if (this.lostBecause) throw this.lostBecause();
       const result = await this.send(job);
       if (isAlone) await (this.getTransactionStatus() === 'E' ? this.rollback() : this.commit());
       return () => job.resolve(result);
@@ -233,7 +236,6 @@ export class TestConnection extends EventEmitter implements Unit {
   }
 
   private async begin(modes: TransactionModes): Promise<void> {
-    this.request = currentRequest();
     this.refuseOtherIsolation(modes);
     const test = await this.transactions.take(this);
     const savepoint = `express_knex_session_${++units}`;
@@ -284,7 +286,7 @@ export class TestConnection extends EventEmitter implements Unit {
 
   private unsupported(why: string): SessionError {
     const error = new SessionError('ERR_TEST_UNSUPPORTED', `${why} Or test this without testDatabase().`);
-    this.transactions.note(error, this);
+    this.transactions.note(error, this.request);
     return error;
   }
 

@@ -3,7 +3,7 @@ import { Deadline, settledWithin } from '../deadline';
 import { SessionError } from '../errors';
 import { streamOptionOf } from '../knex-face';
 import { endAtOnce, observeStatus, type PgConnection, runCommand, transactionStatus } from '../postgres';
-import { currentRequest, Requests, type TestRequest } from './requests';
+import { Requests, type TestRequest } from './requests';
 import { beginSql, rollbackSql } from './simulated-commit';
 import type { IsolationLevel } from './transaction-control';
 
@@ -26,7 +26,6 @@ export interface Test {
 class RunningTest implements Test {
   isOver = false;
   readonly failures: SessionError[] = [];
-  readonly requests = new Requests(this);
 
   constructor(
     readonly savepoint: string | undefined,
@@ -51,6 +50,7 @@ export class TestTransactions {
   isolationLevel: IsolationLevel | undefined;
 
   private readonly tests: RunningTest[] = [];
+  private readonly requests = new Requests(() => this.top as RunningTest);
   private holder: Unit | undefined;
   private waiters: Waiter[] = [];
   private onQuiet: (() => void) | undefined;
@@ -91,7 +91,7 @@ export class TestTransactions {
       const ending = (test as RunningTest | undefined) ?? this.top;
       if (!ending) throw notRunning('rollback() was called without begin().');
       if (ending.isOver) throw notRunning('The test has ended late: the next one had begun, and ended it. Has the runner given it up?');
-      const running = ending.requests.running.map(({ name }) => name);
+      const running = this.requests.runningIn(ending).map(({ name }) => name);
       for (const name of running) ending.failures.push(leftOpen(`The test has ended while ${name} was still running. Await its response.`));
       // What has been answered may not have settled yet: hooks, commitAt: 'finish', a client that has left.
       await this.whenQuiet();
@@ -115,7 +115,7 @@ export class TestTransactions {
   take(unit: Unit): Promise<Test> {
     const test = this.tests.at(-1);
     if (!test) return Promise.reject(notRunning('No test is running on this database. Begin one first: beforeEach(database.begin).'));
-    if ((currentRequest()?.test as Test | undefined)?.isOver) {
+    if (this.currentRequest?.test.isOver) {
       return Promise.reject(
         notRunning(`${nameOf(unit)} goes on after the end of its test. Await its response there, and all that it does.`),
       );
@@ -151,7 +151,7 @@ export class TestTransactions {
   }
 
   /** An error that a request may swallow, or answer with something that says nothing. */
-  note(error: SessionError, { request }: Unit): void {
+  note(error: SessionError, request: TestRequest | undefined): void {
     // A copy: Knex puts the statement into the message of the one that it passes on.
     if (request) this.tests.at(-1)?.failures.push(new SessionError(error.code, error.message));
   }
@@ -166,12 +166,13 @@ export class TestTransactions {
       return;
     }
     const error = new SessionError('ERR_TEST_BLOCKED', blocked(waiter.unit, this.holder as Unit, waitTimeout));
-    this.note(error, waiter.unit);
+    this.note(error, waiter.unit.request);
     this.leave(waiter.unit, error);
   }
 
+  /** Those that wait come first: when the one in front is lost, its turn would pass to them. */
   private get units(): Unit[] {
-    return [...(this.holder ? [this.holder] : []), ...this.waiters.map(({ unit }) => unit)];
+    return [...this.waiters.map(({ unit }) => unit), ...(this.holder ? [this.holder] : [])];
   }
 
   private async whenQuiet(): Promise<void> {
@@ -181,6 +182,11 @@ export class TestTransactions {
     });
     await settledWithin(this.options.waitTimeout, quiet);
     this.onQuiet = undefined;
+  }
+
+  /** The request that the running code works for; undefined in the test itself. */
+  get currentRequest(): TestRequest<Test> | undefined {
+    return this.requests.current;
   }
 
   private get top(): RunningTest | undefined {
@@ -201,6 +207,7 @@ export class TestTransactions {
     connection.on('end', this.onLost);
     this.connection = connection;
     this.isLost = false;
+    this.requests.start();
     const { isolationLevel } = this.options;
     try {
       await runCommand(connection, isolationLevel ? `BEGIN ISOLATION LEVEL ${isolationLevel}` : 'BEGIN');
@@ -221,7 +228,6 @@ export class TestTransactions {
   private async end(test: RunningTest): Promise<void> {
     const { connection, units } = this;
     test.isOver = true;
-    test.requests.stop();
     this.tests.splice(this.tests.indexOf(test), 1);
     if (!connection) return;
     for (const unit of units) unit.lose(() => notRunning('The test has ended, and was rolled back.'));
@@ -253,6 +259,7 @@ export class TestTransactions {
   private release(failure: unknown): void {
     const { connection } = this;
     if (!connection) return;
+    this.requests.stop();
     this.connection = undefined;
     connection.removeListener('error', this.onLost);
     connection.removeListener('end', this.onLost);
