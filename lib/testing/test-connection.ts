@@ -24,8 +24,8 @@ export class TestConnection extends EventEmitter implements Unit {
   private readonly queue: Job[] = [];
   private current: Job | undefined;
   private whenDone: Promise<void> | undefined;
-  /** Whether the server is at work for it, and until when. */
-  private isSending = false;
+  /** Where the server is at work for it, and until when. */
+  private sendingOn: PgConnection | undefined;
   private whenAnswered: Promise<void> | undefined;
   /** Whether it waits for someone who reads its rows. */
   private isPaused = false;
@@ -78,25 +78,25 @@ export class TestConnection extends EventEmitter implements Unit {
   // The way in for a cancel, as long as it is this one's statement that it would hit.
 
   get processID() {
-    return this.isSending ? this.real?.processID : undefined;
+    return this.sendingOn?.processID;
   }
   get secretKey() {
-    return this.isSending ? this.real?.secretKey : undefined;
+    return this.sendingOn?.secretKey;
   }
   get host(): string {
-    return this.real?.host ?? '';
+    return this.sendingOn?.host ?? '';
   }
   get port(): number {
-    return this.real?.port ?? 0;
+    return this.sendingOn?.port ?? 0;
   }
   get ssl(): unknown {
-    return this.real?.ssl;
+    return this.sendingOn?.ssl;
   }
   get sslNegotiation(): string | undefined {
-    return this.real?.sslNegotiation;
+    return this.sendingOn?.sslNegotiation;
   }
   get connection(): Wire | undefined {
-    const wire = this.real?.connection;
+    const wire = (this.sendingOn ?? this.real)?.connection;
     const stream = { remoteAddress: wire?.stream.remoteAddress, destroy: () => void this.end() };
     return wire && Object.create(wire, { stream: { value: stream } });
   }
@@ -129,7 +129,7 @@ export class TestConnection extends EventEmitter implements Unit {
 
   /** Cancels the statement that runs; what comes next on the connection beneath waits until no cancel can hit it any more. */
   cancel(): Promise<void> {
-    if (!this.isSending || !this.whenAnswered) return Promise.resolve();
+    if (!this.whenAnswered) return Promise.resolve();
     this.cancelling ??= cancelUntilReady(this as never, this.transactions.streamOption, this.whenAnswered).then(() => {
       this.cancelling = undefined;
     });
@@ -298,9 +298,11 @@ export class TestConnection extends EventEmitter implements Unit {
   private async sending<T>(send: (real: PgConnection) => Promise<T>): Promise<T> {
     const { real } = this;
     if (!real || this.transaction?.test.isOver) throw this.lostBecause?.() ?? new Error('Connection terminated');
-    this.isSending = true;
+    this.sendingOn = real;
+    // Before it is sent: pg tells of the end when nobody has had time to listen for it.
+    const { whenLost } = this.transactions;
     const sent = send(real);
-    this.whenAnswered = sent.then(noop, noop).then(() => this.whenIdle(real));
+    this.whenAnswered = Promise.race([sent.then(noop, noop).then(() => whenReady(real)), whenLost]).then(noop);
     try {
       return await sent;
     } catch (error) {
@@ -309,14 +311,10 @@ export class TestConnection extends EventEmitter implements Unit {
       throw error;
     } finally {
       await this.whenAnswered;
-      this.isSending = false;
+      this.sendingOn = undefined;
       this.whenAnswered = undefined;
       await this.cancelling;
     }
-  }
-
-  private async whenIdle(real: PgConnection): Promise<void> {
-    if (!this.transactions.isLost) await whenReady(real);
   }
 }
 

@@ -57,6 +57,9 @@ export class TestTransactions {
   private last: Promise<unknown> = Promise.resolve();
   /** Whether the connection has ended by itself. */
   isLost = false;
+  /** Settles with the end of the connection, or when it is given back. */
+  whenLost: Promise<void> = Promise.resolve();
+  private markLost = (): void => {};
 
   /** pg's `stream`, as the application has configured it: another way to the server. */
   get streamOption(): unknown {
@@ -207,6 +210,9 @@ export class TestTransactions {
     connection.on('end', this.onLost);
     this.connection = connection;
     this.isLost = false;
+    this.whenLost = new Promise((resolve) => {
+      this.markLost = resolve;
+    });
     this.requests.start();
     const { isolationLevel } = this.options;
     try {
@@ -221,6 +227,7 @@ export class TestTransactions {
   private readonly onLost = (error?: unknown): void => {
     if (this.isLost) return;
     this.isLost = true;
+    this.markLost();
     for (const unit of this.units) unit.lose(() => (error instanceof Error ? error : new Error('The connection to the database ended.')));
   };
 
@@ -260,6 +267,7 @@ export class TestTransactions {
     const { connection } = this;
     if (!connection) return;
     this.requests.stop();
+    this.markLost();
     this.connection = undefined;
     connection.removeListener('error', this.onLost);
     connection.removeListener('end', this.onLost);
