@@ -12,6 +12,7 @@ module.exports = {
   },
   globalSetup: '<rootDir>/__tests__/support/global-setup.mjs',
   globalTeardown: '<rootDir>/__tests__/support/global-teardown.mjs',
+  testSequencer: '<rootDir>/__tests__/support/sequencer.js',
   // For 2 cores: many tests wait, for deadlines or for processes.
   maxWorkers: 3,
   testTimeout: 20_000,

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { connect } from 'node:net';
+import { type AddressInfo, connect, createServer } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -15,11 +15,14 @@ type StartedApp = App & { server: Told };
 
 const apps: StartedApp[] = [];
 let folder: string;
+/** One for all who need a server only: making a new cluster takes a second. */
+let dataDir: string;
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'launcher-test-'));
   // Root's server runs as somebody else, who must be able to enter.
   await chmod(folder, 0o755);
+  dataDir = join(folder, 'kept', 'database');
 });
 afterEach(async () => {
   for (const app of apps.splice(0)) {
@@ -110,21 +113,6 @@ describe('without a data folder', () => {
     await eventually(() => expect(isAlive(server.pid)).toBe(false), 10_000);
     await eventually(() => expect(existsSync(dirname(server.dataDir))).toBe(false), 10_000);
   });
-
-  it('listens on the loopback interface only', async () => {
-    const { server } = await App.start();
-    expect(await connects(server.port, '127.0.0.1')).toBe(true);
-    const others = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
-    for (const { address, internal } of others) {
-      if (!internal) expect(await connects(server.port, address)).toBe(false);
-    }
-  });
-
-  it('says so when the port is taken', async () => {
-    const { server } = await App.start();
-    const second = await App.start({ port: server.port });
-    expect(second.server.error).toContain(`port ${server.port} on 127.0.0.1 is taken`);
-  });
 });
 
 describe('when it is restarted', () => {
@@ -155,7 +143,7 @@ describe('when it is restarted', () => {
   });
 
   it('takes several restarts in a row', async () => {
-    const app = await App.start();
+    const app = await App.start({ dataDir });
     for (let round = 0; round < 3; round++) {
       app.signal('SIGUSR2');
       expect(await query(await app.told(), 'SELECT 1 AS alive')).toEqual([{ alive: 1 }]);
@@ -163,7 +151,7 @@ describe('when it is restarted', () => {
   });
 
   it('says so when there is no server to restart', async () => {
-    const app = await App.start();
+    const app = await App.start({ dataDir });
     process.kill(app.server.pid, 'SIGKILL');
     await eventually(() => expect(isAlive(app.server.pid)).toBe(false));
     app.signal('SIGUSR2');
@@ -172,10 +160,22 @@ describe('when it is restarted', () => {
 });
 
 describe('with a data folder', () => {
-  let dataDir: string;
+  it('listens on the loopback interface only', async () => {
+    const { server } = await App.start({ dataDir });
+    expect(await connects(server.port, '127.0.0.1')).toBe(true);
+    const others = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
+    for (const { address, internal } of others) {
+      if (!internal) expect(await connects(server.port, address)).toBe(false);
+    }
+  });
 
-  beforeEach(() => {
-    dataDir = join(folder, String(Math.random()).slice(2), 'database');
+  it('says so when the port is taken', async () => {
+    const other = createServer().listen(0, '127.0.0.1');
+    await once(other, 'listening');
+    const { port } = other.address() as AddressInfo;
+    const app = await App.start({ dataDir, port });
+    expect(app.server.error).toContain(`port ${port} on 127.0.0.1 is taken`);
+    other.close();
   });
 
   it('finds its data at the second start', async () => {
@@ -191,20 +191,20 @@ describe('with a data folder', () => {
 
   it('finds its data right after the app was killed', async () => {
     const first = await App.start({ dataDir });
-    await query(first.server, 'CREATE TABLE kept (id int)');
+    await query(first.server, 'CREATE TABLE kept_by_app (id int)');
     await first.kill('SIGKILL');
     const second = await App.start({ dataDir });
-    expect(await query(second.server, 'SELECT * FROM kept')).toEqual([]);
+    expect(await query(second.server, 'SELECT * FROM kept_by_app')).toEqual([]);
   });
 
   it('finds its data after the server itself was killed', async () => {
     const first = await App.start({ dataDir });
-    await query(first.server, 'CREATE TABLE kept (id int)');
+    await query(first.server, 'CREATE TABLE kept_by_server (id int)');
     process.kill(first.server.pid, 'SIGKILL');
     await eventually(() => expect(isAlive(first.server.pid)).toBe(false));
     expect(existsSync(join(first.server.dataDir, 'postmaster.pid'))).toBe(true);
     const second = await App.start({ dataDir });
-    expect(await query(second.server, 'SELECT * FROM kept')).toEqual([]);
+    expect(await query(second.server, 'SELECT * FROM kept_by_server')).toEqual([]);
   });
 
   it('does not mistake another process with the dead server’s id for it', async () => {

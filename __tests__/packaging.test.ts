@@ -3,6 +3,7 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { stepsFor } from '../tools/fresh-project/steps';
 import { createDatabase, type TestDatabase } from './support/database';
 
 const root = join(__dirname, '..');
@@ -71,7 +72,7 @@ describe('the tarball', () => {
     const files = packed.files.map(({ path }) => path);
     const others = files.filter((path) => !/^dist\/[\w/-]+\.(js|d\.ts)$/.test(path)).sort();
     expect(others).toEqual(['CHANGELOG.md', 'LICENSE', 'README.md', 'package.json']);
-    expect(files).toEqual(expect.arrayContaining(['dist/index.js', 'dist/index.d.ts']));
+    expect(files).toEqual(expect.arrayContaining(['dist/index.js', 'dist/index.d.ts', 'dist/testing.js', 'dist/testing.d.ts']));
   });
 
   it('brings no dependencies', async () => {
@@ -97,6 +98,42 @@ describe('installed in an empty JavaScript project', () => {
     await useFile(project, file);
     expect(await runApp(project, file)).toEqual({ status: 201, body: { text } });
     expect(await database.admin('notes').where({ text })).toHaveLength(1);
+  });
+});
+
+describe("installed beside a runner of tests, 'express-knex-session/testing'", () => {
+  it.each(['testing.cjs', 'testing.mjs'])('rolls back what a test has stored, and throws the errors of the package: %s', async (file) => {
+    const project = await createProject(file, ['express', 'knex', 'pg']);
+    await useFile(project, file);
+    expect(await runApp(project, file)).toEqual([{ text: 'in a test' }]);
+    expect(await database.admin('notes')).toEqual([]);
+  });
+
+  // `npm run fresh` does so with what npm installs, its own PostgreSQL, and with Vitest too.
+  it('lets the tests of the README pass, on the server of DATABASE_URL', async () => {
+    const project = await createProject('readme', ['express', 'knex', 'pg', 'jest', 'supertest']);
+    const readme = await readFile(join(root, 'README.md'), 'utf8');
+    const files = stepsFor(readme, 'Jest').flatMap((step) => ('file' in step ? [step] : []));
+    for (const { file, text } of files) {
+      await mkdir(join(project, file, '..'), { recursive: true });
+      await writeFile(join(project, file), text);
+    }
+    const own = await createDatabase();
+    const env = { ...process.env, NODE_OPTIONS: '', DATABASE_URL: own.url };
+
+    const { stderr } = await run(process.execPath, [join(root, 'node_modules/jest/bin/jest.js'), '--maxWorkers=1'], { cwd: project, env });
+
+    expect(stderr).not.toContain('did not exit');
+    const passed = [...stderr.matchAll(/^PASS (\S+)/gm)].map(([, file]) => file);
+    expect(passed.sort()).toEqual(
+      files
+        .map(({ file }) => file)
+        .filter((file) => file.endsWith('.test.js'))
+        .sort(),
+    );
+    expect(passed.length).toBeGreaterThan(3);
+    expect(await own.admin('accounts')).toEqual([]);
+    await own.drop();
   });
 });
 
@@ -128,11 +165,13 @@ describe('installed in an empty TypeScript project', () => {
     ['node16, ESM', node16, { type: 'module' }, {}],
     ['bundler', bundler, { type: 'module' }, {}],
     ['node16, with Express 4 and its types', node16, { type: 'commonjs' }, express4],
-  ])('types req.session with one import, and runs: %s', async (name, options, manifest, links) => {
+  ])('types req.session with one import, and tests, and runs: %s', async (name, options, manifest, links) => {
     const project = await createTypedProject(name, options, manifest, links);
     await useFile(project, 'consumer.ts');
+    await useFile(project, 'testing.ts');
     expect(await compile(project)).toBe('');
     expect(await runApp(project, 'consumer.js')).toEqual({ status: 201, body: { text: 'from TypeScript' } });
+    expect(await runApp(project, 'testing.js')).toEqual([{ text: 'from TypeScript' }, { text: 'in a test' }]);
     expect(await database.admin('notes')).toEqual([{ text: 'from TypeScript' }]);
   });
 

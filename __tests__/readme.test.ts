@@ -4,6 +4,7 @@ import * as expressKnexSession from 'express-knex-session';
 import { mutants } from '../chaos/mutants';
 import { errorStatuses } from '../lib/errors';
 import { optionDefinitions } from '../lib/options';
+import { stepsFor } from '../tools/fresh-project/steps';
 import { examples, headings, readme, sectionOf, tableOf } from './support/readme';
 import { root, TypeScript } from './support/typescript';
 
@@ -29,6 +30,7 @@ describe('the README', () => {
       'Errors by code',
       'When the client leaves, and when things hang',
       'Shutdown',
+      'Testing your app',
       'Behind PgBouncer',
       'Reliability',
       'Why a session per request',
@@ -114,6 +116,36 @@ describe("the README's table of errors", () => {
   });
 });
 
+describe("the README's chapter on tests", () => {
+  const chapter = sectionOf('Testing your app');
+
+  it('has a file or commands in each block, for both runners', () => {
+    for (const runner of ['Jest', 'Vitest']) {
+      const steps = stepsFor(readme, runner);
+      const files = steps.flatMap((step) => ('file' in step ? [step.file] : []));
+      const commands = steps.flatMap((step) => ('command' in step ? [step.command] : []));
+      expect(new Set(files).size).toBe(files.length);
+      expect(commands).toEqual(expect.arrayContaining(['mkdir ledger && cd ledger', 'npm test']));
+    }
+  });
+
+  it('installs what the package needs', () => {
+    const install = /^npm install (?!--)(.+)$/m.exec(chapter)?.[1]?.split(' ');
+    expect(install?.sort()).toEqual(
+      [manifest.name, ...Object.keys(manifest.peerDependencies)].filter((name) => !name.startsWith('@')).sort(),
+    );
+  });
+
+  it('says of each error of tests when it comes', () => {
+    const listed = [...chapter.matchAll(/^- `(ERR_TEST_\w+)`/gm)].map(([, code]) => code);
+    expect(listed.sort()).toEqual(
+      Object.keys(errorStatuses)
+        .filter((code) => code.startsWith('ERR_TEST_'))
+        .sort(),
+    );
+  });
+});
+
 describe("the README's TypeScript examples", () => {
   /** What an example may use of those before it, or of the reader's app. */
   const ambient = `
@@ -157,7 +189,7 @@ describe("the README's TypeScript examples", () => {
 
   it('import by name what there is, and show each function at least once', () => {
     const code = examples.map(({ code }) => code).join('\n');
-    for (const name of ['sessionMiddleware', 'sessionErrorHandler', 'withSession', 'getSession', 'SessionError'])
+    for (const name of ['sessionMiddleware', 'sessionErrorHandler', 'withSession', 'getSession', 'SessionError', 'testDatabase'])
       expect(code).toContain(name);
   });
 });

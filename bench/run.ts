@@ -1,23 +1,38 @@
 /*
  * npm run bench: what a session costs, in one run.
+ * npm run bench -- testing: how long a test of an app takes, with testDatabase() and in other ways.
  *
- * DATABASE_URL: use this server (a table `accounts` is made and dropped in it); else one is started.
+ * DATABASE_URL: use this server (a table `accounts`, or databases, are made and dropped in it); else one is started.
  * BENCH_ROUNDS: how many rounds (9). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
  */
 import { measureNeverUsed } from './never-used';
 import { measureOneSelect } from './one-select';
+import { measureTesting } from './testing';
+
+const profileFolder = process.env['BENCH_PROFILE'];
+const rounds = Number(process.env['BENCH_ROUNDS'] || 9);
 
 async function main(): Promise<void> {
-  const profileFolder = process.env['BENCH_PROFILE'];
-  const rounds = Number(process.env['BENCH_ROUNDS'] || 9);
+  if (process.argv[2] === 'testing') return compareTesting();
   console.log(await measureNeverUsed({ rounds: rounds * 3, profileFolder }));
+  await onServer({}, async (url) => console.log(await measureOneSelect(url, { rounds, profileFolder })));
+}
 
+async function compareTesting(): Promise<void> {
+  const run = (title: string) => async (url: string) => console.log(await measureTesting(url, { rounds, title }));
+  if (process.env['DATABASE_URL']) return onServer({}, run('DATABASE_URL'));
+  await onServer({}, run('fsync=on'));
+  await onServer({ fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off' }, run('fsync=off'));
+}
+
+async function onServer(settings: Record<string, string>, measure: (url: string) => Promise<void>): Promise<void> {
+  if (process.env['DATABASE_URL']) return measure(process.env['DATABASE_URL']);
   const { startPostgres } = await import('../tools/postgres.mjs');
-  const postgres = process.env['DATABASE_URL'] ? undefined : await startPostgres();
+  const postgres = await startPostgres({ settings });
   try {
-    console.log(await measureOneSelect(postgres?.url ?? (process.env['DATABASE_URL'] as string), { rounds, profileFolder }));
+    await measure(postgres.url);
   } finally {
-    await postgres?.stop();
+    await postgres.stop();
   }
 }
 

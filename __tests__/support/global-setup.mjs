@@ -20,11 +20,12 @@ export default async function globalSetup(_, { testEnvironmentOptions }) {
   let url = process.env['DATABASE_URL'];
   if (!url) {
     const server = await startPostgres({
-      // The data does not outlive the run: no need to wait for the disk.
-      settings: { max_connections: 300, fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off' },
+      // The data does not outlive the run: no need to wait for the disk, or to clean up.
+      settings: { max_connections: 300, fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off', autovacuum: 'off' },
     });
     Object.assign(globalThis, { testPostgres: server });
     url = server.url;
+    process.env['TEST_SERVER_IS_OURS'] = 'true';
   }
   process.env['TEST_DATABASE_URL'] = url;
 }

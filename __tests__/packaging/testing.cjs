@@ -1,0 +1,17 @@
+const createKnex = require('knex');
+const { SessionError } = require('express-knex-session');
+const { testDatabase } = require('express-knex-session/testing');
+
+async function main() {
+  const knex = createKnex({ client: 'pg', connection: process.env['DATABASE_URL'] });
+  const { knex: testKnex, inTransaction, rollback } = testDatabase(knex);
+  await inTransaction(async () => {
+    await testKnex('notes').insert({ text: 'in a test' });
+    console.log(JSON.stringify(await testKnex('notes')));
+  })();
+  const error = await rollback().catch((error) => error);
+  if (!(error instanceof SessionError)) throw error;
+  await knex.destroy();
+}
+
+main();
