@@ -1,3 +1,6 @@
+// Not the global ones, which tests of applications fake.
+import { clearTimeout, setTimeout } from 'node:timers';
+
 /** What a session waits for now has an end: one timer at a time. */
 export class Deadline {
   private timer: NodeJS.Timeout | undefined;

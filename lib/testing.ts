@@ -80,15 +80,16 @@ export function testDatabase(knex: Knex, options: TestDatabaseOptions = {}): Tes
   assertKnex(knex);
   if (knex.isTransaction)
     throw new TypeError('Expected `knex` to be a Knex instance, got a transaction. Pass the instance that it was made of.');
-  if (testKnexes.has(knex)) {
+  if (testKnexes.has(knex))
     throw new TypeError('Expected `knex` to be a Knex instance, got that of another testDatabase(). Pass the one that it was made of.');
-  }
   const transactions = new TestTransactions(knex, resolve(options));
+  const testKnex = createTestKnex(knex, transactions);
   const begin = async (): Promise<void> => {
+    // A test of the application's own shutdown has destroyed its pool.
+    if (!testKnex.client.pool) testKnex.initialize();
     await transactions.begin();
   };
   const rollback = (): Promise<void> => transactions.rollback();
-  const testKnex = createTestKnex(knex, transactions);
   testKnexes.add(testKnex);
   return {
     knex: testKnex,
@@ -101,7 +102,7 @@ export function testDatabase(knex: Knex, options: TestDatabaseOptions = {}): Tes
         const test = await transactions.begin({ isWhole: true });
         let result: Awaited<ReturnType<typeof work>>;
         try {
-          result = await work(...args);
+          result = await transactions.run(test, () => work(...args));
         } catch (error) {
           await transactions.rollback(test).catch((why) => {
             // It is the reason, more often than not; runners print it with the error.

@@ -41,9 +41,11 @@ DECLARE
   trigger_name text;
 BEGIN
   FOR trigger_name IN
-    SELECT DISTINCT pg_catalog.format('%I.%I', nspname, conname), round FROM pg_catalog.generate_series(1, 2) AS round, pg_catalog.pg_constraint
+    -- By name: of several with the same one, some may be immediate.
+    SELECT pg_catalog.format('%I.%I', nspname, conname) FROM pg_catalog.generate_series(1, 2) AS round, pg_catalog.pg_constraint
       JOIN pg_catalog.pg_namespace ON pg_namespace.oid = connamespace
-      WHERE contype = 't' AND condeferrable AND pg_catalog.has_schema_privilege(pg_namespace.oid, 'USAGE') ORDER BY round, 1
+      WHERE contype = 't' AND pg_catalog.has_schema_privilege(pg_namespace.oid, 'USAGE')
+      GROUP BY 1, round HAVING pg_catalog.bool_and(condeferred) ORDER BY round, 1
   LOOP
     EXECUTE 'SET CONSTRAINTS ' || trigger_name || ' IMMEDIATE';
     EXECUTE 'SET CONSTRAINTS ' || trigger_name || ' DEFERRED';

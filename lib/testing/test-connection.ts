@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events';
+import { performance } from 'node:perf_hooks';
 import { cancelUntilReady } from '../cancel-request';
 import { SessionError } from '../errors';
 import { type PgConnection, type QueryCallback, transactionStatus, type Wire, whenReady } from '../postgres';
@@ -17,6 +18,7 @@ let units = 0;
  */
 export class TestConnection extends EventEmitter implements Unit {
   __knex__disposed: unknown;
+  __knexUid: string | undefined;
   /** When its last statement ended, as `performance.now()` tells the time. */
   movedAt = 0;
   request: TestRequest | undefined;

@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks';
 import type { Knex } from 'knex';
 import { Deadline, settledWithin } from '../deadline';
 import { SessionError } from '../errors';
@@ -50,9 +51,10 @@ export class TestTransactions {
   isolationLevel: IsolationLevel | undefined;
 
   private readonly tests: RunningTest[] = [];
-  private readonly requests = new Requests(() => this.top as RunningTest);
+  private readonly requests = new Requests(() => this.top);
   private holder: Unit | undefined;
   private waiters: Waiter[] = [];
+  private isWarned = false;
   private onQuiet: (() => void) | undefined;
   private last: Promise<unknown> = Promise.resolve();
   /** Whether the connection has ended by itself. */
@@ -94,7 +96,7 @@ export class TestTransactions {
       const ending = (test as RunningTest | undefined) ?? this.top;
       if (!ending) throw notRunning('rollback() was called without begin().');
       if (ending.isOver) throw notRunning('The test has ended late: the next one had begun, and ended it. Has the runner given it up?');
-      const running = this.requests.runningIn(ending).map(({ name }) => name);
+      const running = await this.requests.leftIn(ending);
       for (const name of running) ending.failures.push(leftOpen(`The test has ended while ${name} was still running. Await its response.`));
       // What has been answered may not have settled yet: hooks, commitAt: 'finish', a client that has left.
       await this.whenQuiet();
@@ -117,8 +119,13 @@ export class TestTransactions {
    */
   take(unit: Unit): Promise<Test> {
     const test = this.tests.at(-1);
-    if (!test) return Promise.reject(notRunning('No test is running on this database. Begin one first: beforeEach(database.begin).'));
-    if (this.currentRequest?.test.isOver) {
+    if (!test) {
+      // The answer to a request may say nothing of it.
+      if (this.currentRequest && !this.isWarned) this.knex.client.logger.warn(NO_TEST);
+      this.isWarned ||= this.currentRequest !== undefined;
+      return Promise.reject(notRunning(NO_TEST));
+    }
+    if (this.requests.current?.test?.isOver) {
       return Promise.reject(
         notRunning(`${nameOf(unit)} goes on after the end of its test. Await its response there, and all that it does.`),
       );
@@ -188,8 +195,22 @@ export class TestTransactions {
   }
 
   /** The request that the running code works for; undefined in the test itself. */
-  get currentRequest(): TestRequest<Test> | undefined {
-    return this.requests.current;
+  get currentRequest(): TestRequest | undefined {
+    return this.requests.current?.name === undefined ? undefined : this.requests.current;
+  }
+
+  /** Runs the work of a test so that what it still does when it is over is refused. */
+  run<T>(test: Test, work: () => T): T {
+    return this.requests.runTest(test as RunningTest, work);
+  }
+
+  /** The connection pool is to be destroyed, and would wait for the test. */
+  async abandon(): Promise<void> {
+    if (!this.top) return;
+    while (this.top) await this.end(this.top);
+    throw leftOpen(
+      'knex.destroy() was called before the end of a test. Is rollback() missing? afterEach(database.rollback), or afterAll() in the same describe() as beforeAll().',
+    );
   }
 
   private get top(): RunningTest | undefined {
@@ -213,7 +234,7 @@ export class TestTransactions {
     this.whenLost = new Promise((resolve) => {
       this.markLost = resolve;
     });
-    this.requests.start();
+
     const { isolationLevel } = this.options;
     try {
       await runCommand(connection, isolationLevel ? `BEGIN ISOLATION LEVEL ${isolationLevel}` : 'BEGIN');
@@ -266,7 +287,6 @@ export class TestTransactions {
   private release(failure: unknown): void {
     const { connection } = this;
     if (!connection) return;
-    this.requests.stop();
     this.markLost();
     this.connection = undefined;
     connection.removeListener('error', this.onLost);
@@ -290,6 +310,10 @@ function showIsolationLevel(connection: PgConnection): Promise<IsolationLevel> {
     });
   });
 }
+
+const NO_TEST =
+  'No test is running on this database. Begin one first: beforeEach(database.begin). It is rolled back before the afterEach hooks that come later; ' +
+  'it.concurrent has no hooks.';
 
 function nameOf({ request }: Unit): string {
   return request?.name ?? 'the test';
