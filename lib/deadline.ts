@@ -1,5 +1,7 @@
-// Not the global ones, which tests of applications fake.
-import { clearTimeout, setTimeout } from 'node:timers';
+import * as timers from 'node:timers';
+
+// As they are now: tests of applications fake them.
+const { clearTimeout, setTimeout } = timers;
 
 /** What a session waits for now has an end: one timer at a time. */
 export class Deadline {

@@ -63,7 +63,6 @@ export function createTestKnex(knex: Knex, transactions: TestTransactions): Knex
     await ended;
   };
   client.config.client = original.config.client;
-  client.version ??= original.version;
   for (const event of EVENTS) client.on(event, (...values: unknown[]) => original.emit(event, ...values));
   return testKnex;
 }

@@ -205,10 +205,11 @@ export class TestTransactions {
   }
 
   /** The connection pool is to be destroyed, and would wait for the test. */
-  async abandon(): Promise<void> {
-    if (!this.top) return;
-    while (this.top) await this.end(this.top);
-    throw leftOpen(
+  abandon(): Promise<void> {
+    return this.inTurn(async () => {
+      if (!this.top) return;
+      while (this.top) await this.end(this.top);
+      throw leftOpen(
       'knex.destroy() was called before the end of a test. Is rollback() missing? afterEach(database.rollback), or afterAll() in the same describe() as beforeAll().',
     );
   }
