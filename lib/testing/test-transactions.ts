@@ -210,8 +210,9 @@ export class TestTransactions {
       if (!this.top) return;
       while (this.top) await this.end(this.top);
       throw leftOpen(
-      'knex.destroy() was called before the end of a test. Is rollback() missing? afterEach(database.rollback), or afterAll() in the same describe() as beforeAll().',
-    );
+        'knex.destroy() was called before the end of a test. Is rollback() missing? afterEach(database.rollback), or afterAll() in the same describe() as beforeAll().',
+      );
+    });
   }
 
   private get top(): RunningTest | undefined {
