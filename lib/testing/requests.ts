@@ -1,5 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { subscribe } from 'node:diagnostics_channel';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { ClientRequest, IncomingMessage, ServerResponse } from 'node:http';
 import { performance } from 'node:perf_hooks';
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -21,11 +21,16 @@ export class Requests<Test> {
   private readonly fetched = new WeakSet<object>();
 
   /** @param currentTest the one that a request belongs to which comes now */
-  constructor(private readonly currentTest: () => Test) {
-    subscribe('http.server.request.start', (message) => this.onServed(message as Served));
-    subscribe('http.client.request.start', (message) => this.onSent(message as Sent));
-    subscribe('undici:request:create', (message) => this.onFetched(message as Fetched));
-    subscribe('undici:request:headers', (message) => this.fetched.add((message as Fetched).request));
+  constructor(private readonly currentTest: () => Test) {}
+
+  /** While tests run only: the channels are those of the process, and outlive a test file. */
+  start(): void {
+    for (const [channel, listener] of Object.entries(this.listeners)) subscribe(channel, listener);
+  }
+
+  stop(): void {
+    for (const [channel, listener] of Object.entries(this.listeners)) unsubscribe(channel, listener);
+    this.requests = [];
   }
 
   /** Lets the code of a test be known as such, also when the test has been given up. */
@@ -87,6 +92,13 @@ export class Requests<Test> {
       return request.aborted ? 'gone' : 'running';
     });
   }
+
+  private readonly listeners: Record<string, (message: unknown) => void> = {
+    'http.server.request.start': (message) => this.onServed(message as Served),
+    'http.client.request.start': (message) => this.onSent(message as Sent),
+    'undici:request:create': (message) => this.onFetched(message as Fetched),
+    'undici:request:headers': (message) => this.fetched.add((message as Fetched).request),
+  };
 
   /** Whether the test itself has sent it, to this machine; it may not have arrived yet. What the application sends is its own affair. */
   private isTests(host: string): boolean {

@@ -54,7 +54,7 @@ export class TestTransactions {
   private readonly requests = new Requests(() => this.top);
   private holder: Unit | undefined;
   private waiters: Waiter[] = [];
-  private isWarned = false;
+  private hasBegun = false;
   private onQuiet: (() => void) | undefined;
   private last: Promise<unknown> = Promise.resolve();
   /** Whether the connection has ended by itself. */
@@ -120,9 +120,9 @@ export class TestTransactions {
   take(unit: Unit): Promise<Test> {
     const test = this.tests.at(-1);
     if (!test) {
-      // The answer to a request may say nothing of it.
-      if (this.currentRequest && !this.isWarned) this.knex.client.logger.warn(NO_TEST);
-      this.isWarned ||= this.currentRequest !== undefined;
+      // Who has forgotten begin() may see only that a request is answered with 503.
+      if (!this.hasBegun) this.knex.client.logger.warn(NO_TEST);
+      this.hasBegun = true;
       return Promise.reject(notRunning(NO_TEST));
     }
     if (this.requests.current?.test?.isOver) {
@@ -232,6 +232,8 @@ export class TestTransactions {
     connection.on('error', this.onLost);
     connection.on('end', this.onLost);
     this.connection = connection;
+    this.hasBegun = true;
+    this.requests.start();
     this.isLost = false;
     this.whenLost = new Promise((resolve) => {
       this.markLost = resolve;
@@ -290,6 +292,7 @@ export class TestTransactions {
     const { connection } = this;
     if (!connection) return;
     this.markLost();
+    this.requests.stop();
     this.connection = undefined;
     connection.removeListener('error', this.onLost);
     connection.removeListener('end', this.onLost);
