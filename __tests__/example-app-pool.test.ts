@@ -118,7 +118,7 @@ describe('when the input is not valid', () => {
 });
 
 function serve(pool: Knex): Server {
-  return createServer(createApp(pool, (error) => logged.push(error)).app).listen(0);
+  return createServer(createApp(pool, { logError: (error) => logged.push(error) }).app).listen(0);
 }
 
 async function withPool(poolConfig: Knex.PoolConfig, use: (pool: Knex, app: Server) => Promise<void>): Promise<void> {

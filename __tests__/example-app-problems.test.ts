@@ -7,13 +7,14 @@ import { configFor } from '../example-app/database';
 import { migrate } from '../example-app/migrations';
 import { toProblem } from '../example-app/to-problem';
 import { createDatabase, type TestDatabase as Server } from './support/database';
-import { externalAccount, transfer, twoAccounts } from './support/example-app-requests';
+import { balanceOf, externalAccount, transfer, twoAccounts } from './support/example-app-requests';
 
 /* Set up as in example-app.test.ts. */
 let server: Server;
 let database: TestDatabase;
 let app: Express;
 const logged: unknown[] = [];
+let notify: () => void;
 
 beforeAll(async () => {
   server = await createDatabase();
@@ -21,10 +22,11 @@ beforeAll(async () => {
   await migrate(knex);
 
   database = testDatabase(knex, { isolationLevel: 'repeatable read' });
-  ({ app } = createApp(database.knex, (error) => logged.push(error)));
+  ({ app } = createApp(database.knex, { logError: (error) => logged.push(error), notify: () => notify() }));
 });
 beforeEach(() => {
   logged.length = 0;
+  notify = () => {};
   return database.begin();
 });
 afterEach(() => database.rollback());
@@ -127,6 +129,21 @@ describe('when something unexpected fails', () => {
     });
     expect(headers).not.toHaveProperty('content-disposition');
     expect(logged).toEqual([expect.objectContaining({ code: '42P01' })]);
+  });
+});
+
+describe('when a notification fails', () => {
+  it('logs the error, and the transfer stays', async () => {
+    const { from, to } = await twoAccounts(app, { balance: 10 });
+    const error = new Error('nobody listens');
+    notify = () => {
+      throw error;
+    };
+
+    await transfer(app, { from, to, amount: 1 }).expect(201);
+
+    expect(logged).toEqual([error]);
+    expect(await balanceOf(database.knex, to)).toBe('1');
   });
 });
 

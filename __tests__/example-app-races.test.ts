@@ -1,8 +1,10 @@
 import { randomUUID } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
+import type { Knex } from 'knex';
 import request from 'supertest';
 import { createApp } from '../example-app/app';
 import { configFor } from '../example-app/database';
+import type { Transfer } from '../example-app/journal';
 import { migrate } from '../example-app/migrations';
 import { createDatabase, type TestDatabase } from './support/database';
 import { balanceOf, externalAccount, send, transfer, twoAccounts } from './support/example-app-requests';
@@ -15,18 +17,21 @@ import { eventually } from './support/pool';
 let database: TestDatabase;
 let server: Server;
 const logged: unknown[] = [];
+const notified: Transfer[] = [];
 
 beforeAll(async () => {
   database = await createDatabase();
   // PostgreSQL looks for a deadlock after a second, otherwise.
-  await database.admin.raw("do $$ begin execute format('alter database %I set deadlock_timeout = 50', current_database()); end $$");
+  await database.admin.raw("do $$ begin execute format('alter database %I set deadlock_timeout = 200', current_database()); end $$");
   const knex = database.knex(configFor(database.url));
   await migrate(knex);
-  server = createServer(createApp(knex, (error) => logged.push(error)).app).listen(0);
+  const { app } = createApp(knex, { logError: (error) => logged.push(error), notify: (transfer) => notified.push(transfer) });
+  server = createServer(app).listen(0);
 });
 
 beforeEach(() => {
   logged.length = 0;
+  notified.length = 0;
 });
 
 afterAll(async () => {
@@ -81,24 +86,30 @@ describe('when transfers go both ways at once', () => {
 });
 
 describe('when SQL from elsewhere deadlocks with a transfer', () => {
-  it('asks the client to send it again, and it works then', async () => {
+  it('tries again: the client sees one transfer, and it is told once', async () => {
     const { from, to } = await twoAccounts(server, { balance: 1000 });
-    const [first, last] = [from, to].sort() as [string, string];
     const wanted = { id: randomUUID(), from, to, amount: 10 };
-    const other = await database.admin.transaction();
-    await other.raw("set local deadlock_timeout = '1min'"); // So that the transfer is the one that gives in.
-    await other('accounts').where({ id: last }).forNoKeyUpdate();
-    const answer = send(transfer(server, wanted));
-    await eventually(async () => expect(await waitingCommits()).toHaveLength(1));
-    const locked = other('accounts').where({ id: first }).forNoKeyUpdate();
-    await locked.then(() => other.rollback());
 
-    const { status, headers, body } = await answer;
+    const answer = await whileDeadlocked(1, wanted);
+
+    expect(answer.status).toBe(201);
+    expect(await entriesOf(wanted.id)).toHaveLength(2);
+    expect(notified.filter(({ id }) => id === wanted.id)).toHaveLength(1);
+    expect(await requestOf(wanted.id)).toBe(answer.headers['x-request-id']);
+  });
+
+  it('asks the client to send it again if it happens each time, and it works then', async () => {
+    const { from, to } = await twoAccounts(server, { balance: 1000 });
+    const wanted = { id: randomUUID(), from, to, amount: 10 };
+
+    const { status, headers, body } = await whileDeadlocked(3, wanted);
+
     expect({ status, headers, body }).toMatchObject({
       status: 503,
       headers: { 'retry-after': '1' },
       body: { detail: expect.stringContaining('again') },
     });
+    expect(headers).not.toHaveProperty('location');
     expect(await entriesOf(wanted.id)).toEqual([]);
     await transfer(server, wanted).expect(201);
   });
@@ -165,6 +176,32 @@ describe('when the connection is lost during COMMIT', () => {
     expect(await balanceOf(database.admin, to)).toBe('10');
   });
 });
+
+/** The answer to a transfer that finds itself in a deadlock, and gives in, so many times. */
+async function whileDeadlocked(times: number, wanted: { id: string; from: string; to: string; amount: number }): Promise<request.Response> {
+  const [first, last] = [wanted.from, wanted.to].sort() as [string, string];
+  const lock = (trx: Knex, id: string) => trx('accounts').where({ id }).forNoKeyUpdate();
+  const other = await database.admin.transaction();
+  try {
+    await other.raw("set local deadlock_timeout = '1min'"); // So that the transfer is the one that gives in.
+    await lock(other, last);
+    const answer = send(transfer(server, wanted));
+    for (let i = 0; i < times; i++) {
+      await eventually(async () => expect(await waitingCommits()).toHaveLength(1));
+      // It gets the lock when the transfer has given in; and gives it back, for the next attempt.
+      await other.transaction((savepoint) => lock(savepoint, first).then(() => savepoint.rollback())).catch(() => {});
+    }
+    await other.rollback();
+    return await answer;
+  } finally {
+    if (!other.isCompleted()) await other.rollback();
+  }
+}
+
+async function requestOf(transferId: string): Promise<string> {
+  const [id] = await database.admin('transfers').where('id', transferId).pluck('request_id');
+  return String(id);
+}
 
 async function entriesOf(transferId: string): Promise<unknown[]> {
   return database.admin('entries').where('transfer_id', transferId);

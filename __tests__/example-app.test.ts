@@ -4,6 +4,7 @@ import { type TestDatabase, testDatabase } from 'express-knex-session/testing';
 import request from 'supertest';
 import { createApp } from '../example-app/app';
 import { configFor } from '../example-app/database';
+import { Journal, type Transfer } from '../example-app/journal';
 import { migrate, migrationSource } from '../example-app/migrations';
 import { seedIfEmpty } from '../example-app/seed';
 import { createDatabase, type TestDatabase as Server } from './support/database';
@@ -23,6 +24,7 @@ import { eventually, poolUsage } from './support/pool';
 let server: Server;
 let database: TestDatabase;
 let app: Express;
+const notified: Transfer[] = [];
 
 beforeAll(async () => {
   server = await createDatabase();
@@ -31,9 +33,12 @@ beforeAll(async () => {
 
   // What GET /accounts/:id asks for: in the transaction of a test, no request can have another level.
   database = testDatabase(knex, { isolationLevel: 'repeatable read' });
-  ({ app } = createApp(database.knex));
+  ({ app } = createApp(database.knex, { notify: (transfer) => notified.push(transfer) }));
 });
-beforeEach(() => database.begin());
+beforeEach(() => {
+  notified.length = 0;
+  return database.begin();
+});
 afterEach(() => database.rollback());
 afterAll(() => server.drop());
 
@@ -83,6 +88,25 @@ describe('when a transfer is made', () => {
     });
   });
 
+  it('is told to whoever wants to know', async () => {
+    const { from, to } = await twoAccounts(app, { balance: 1000 });
+    notified.length = 0; // The money that `from` has came by a transfer, too.
+
+    await transfer(app, { from, to, amount: 1, memo: 'told' }).expect(201);
+
+    expect(notified).toMatchObject([{ from, to, amount: 1n, memo: 'told' }]);
+  });
+
+  it('says in its row which request it was', async () => {
+    const { from, to } = await twoAccounts(app, { balance: 1000 });
+    const id = randomUUID();
+
+    const { headers } = await transfer(app, { id, from, to, amount: 1 }).expect(201);
+
+    expect(headers['x-request-id']).toEqual(expect.any(String));
+    expect(await requestOf(id)).toBe(headers['x-request-id']);
+  });
+
   it('keeps every digit of amounts above 2^53 cents', async () => {
     const { to } = await twoAccounts(app);
     for (let i = 0; i < 10; i++) await transfer(app, { from: await externalAccount(app), to, amount: '999999999999999' }).expect(201);
@@ -121,6 +145,12 @@ describe('when a transfer overdraws an account', () => {
     expect(headers).not.toHaveProperty('location');
   });
 
+  it('tells nobody', async () => {
+    const { from, to } = await twoAccounts(app);
+    await transfer(app, { from, to, amount: 1 }).expect(409);
+    expect(notified).toEqual([]);
+  });
+
   it('can be sent again with the same id when there is money', async () => {
     const { from, to } = await twoAccounts(app);
     const wanted = { id: randomUUID(), from, to, amount: 5 };
@@ -143,6 +173,8 @@ describe('when a transfer is sent again', () => {
 
     expect(second.body).toEqual(first.body);
     expect(await balanceOf(database.knex, to)).toBe('10');
+    expect(notified.filter(({ id }) => id === wanted.id)).toHaveLength(1);
+    expect(await requestOf(wanted.id)).toBe(first.headers['x-request-id']);
   });
 
   it.each([{ amount: 11 }, { memo: 'other' }, { to: 'another account' }])('refuses its id for another transfer: %j', async (change) => {
@@ -160,6 +192,15 @@ describe('when a transfer is sent again', () => {
 });
 
 describe('when SQL goes around the API', () => {
+  it('stores no request, also on a connection that has served one', async () => {
+    const { from, to } = await twoAccounts(app, { balance: 1000 });
+    const id = randomUUID();
+
+    await database.knex.transaction((trx) => new Journal(trx).post({ id, from, to, amount: 5n, memo: '' }));
+
+    expect(await requestOf(id)).toBeNull();
+  });
+
   it('refuses an unbalanced transfer at COMMIT', async () => {
     const { from, to } = await twoAccounts(app, { balance: 1000 });
     const before = await rows();
@@ -204,6 +245,23 @@ describe('when SQL goes around the API', () => {
 
   it.each(['update entries set amount = amount * 2', 'delete from entries', 'truncate entries'])('refuses: %s', async (sql) => {
     await expect(database.knex.raw(sql)).rejects.toMatchObject({ constraint: 'entries_final' });
+  });
+});
+
+describe('when something is only read', () => {
+  it('does so in a transaction that could not write', async () => {
+    const { from, to } = await twoAccounts(app, { balance: 1000 });
+    const id = randomUUID();
+    await transfer(app, { id, from, to, amount: 5 }).expect(201);
+    await database.knex.raw('alter table transfers rename to stored'); // Rolled back with the rest of the test.
+    await database.knex.raw(
+      "create view transfers as select id, created_at, 'read-only: ' || current_setting('transaction_read_only') as memo from stored",
+    );
+
+    for (const path of [`/transfers/${id}`, `/accounts/${to}`, `/accounts/${to}/statement.csv`]) {
+      const { text } = await request(app).get(path).expect(200);
+      expect(text).toContain('read-only: on');
+    }
   });
 });
 
@@ -263,6 +321,10 @@ describe('when the migrations are undone', () => {
 
 async function entriesOf(transferId: string): Promise<unknown[]> {
   return database.knex('entries').where('transfer_id', transferId).orderBy('amount').select('account_id', 'amount');
+}
+
+async function requestOf(transferId: string): Promise<string | null | undefined> {
+  return (await database.knex('transfers').where('id', transferId).first())?.request_id;
 }
 
 async function rows(): Promise<unknown> {

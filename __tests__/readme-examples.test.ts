@@ -3,78 +3,32 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import express, { type ErrorRequestHandler, type Express } from 'express';
+import express from 'express';
 import * as expressKnexSession from 'express-knex-session';
-import type { Knex } from 'knex';
-import { createDatabase, type TestDatabase } from './support/database';
 import { expressSession } from './support/express-session';
 import { deferred } from './support/gated-app';
-import { get, type Listening, listen, post, RawClient } from './support/http';
-import { poolUsage } from './support/pool';
-import { exampleOf, runExample } from './support/readme';
+import { get, post, RawClient } from './support/http';
+import { answerStatus, ExampleBench, exampleOf, runExample } from './support/readme';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
 
-let database: TestDatabase;
-let knex: Knex;
-let server: Listening | undefined;
+const bench = ExampleBench.use(`
+  CREATE TABLE entries (id serial, account text, amount int NOT NULL, day int);
+  CREATE TABLE days (id serial, closed_at timestamptz);
+  CREATE TABLE visits (id serial, page text);
+  CREATE TABLE users (id serial, name text, password_hash text);
+  CREATE TABLE failed_logins (name text);
+  CREATE TABLE vouchers (code text, used boolean);
+  CREATE TABLE failed_vouchers (code text)`);
 
-beforeAll(async () => {
-  database = await createDatabase();
-  knex = database.knex();
-  await database.admin.raw(`
-    CREATE TABLE entries (id serial, account text, amount int NOT NULL, day int);
-    CREATE TABLE days (id serial, closed_at timestamptz);
-    CREATE TABLE visits (id serial, page text);
-    CREATE TABLE users (id serial, name text, password_hash text);
-    CREATE TABLE failed_logins (name text)`);
-});
+const hash = (text: string) => `#${text}`;
 
-afterEach(async () => {
-  await server?.close();
-  server = undefined;
-  expect(poolUsage(knex).used).toBe(0);
-  await database.admin.raw('TRUNCATE entries, days, visits, users, failed_logins RESTART IDENTITY');
-});
-afterAll(() => database.drop());
-
-const answerStatus: ErrorRequestHandler = (error, _req, res, _next) => {
-  res.status(error.status ?? 500).send(error.code ?? error.message);
-};
-
-/** An app with the middleware, for examples that show a part of one. */
-function appWithSessions(): Express {
-  return express().use(express.json(), expressKnexSession.sessionMiddleware(knex));
-}
-
-function scopeWith(app: Express): Record<string, unknown> {
-  return {
-    ...expressKnexSession,
-    express,
-    createKnex: () => knex,
-    knex,
-    app,
-    expressSession,
-    pipeline,
-    hash: (text: string) => `#${text}`,
-  };
-}
-
-/** Runs an example on an app, makes the app listen, and gives its address. */
-async function serve(code: string, app = appWithSessions()): Promise<string> {
-  const shown: Express = await runExample(code, scopeWith(app), 'app');
-  // Each example ends where the reader's own error handler may follow.
-  shown.use(expressKnexSession.sessionErrorHandler(), answerStatus);
-  server = await listen(shown);
-  return server.url;
-}
-
-const entries = () => database.admin('entries').select('account', 'amount').orderBy('id');
+const entries = () => bench.database.admin('entries').select('account', 'amount').orderBy('id');
 
 describe('the first example', () => {
   it('stores both entries, or none', async () => {
-    const url = await serve(exampleOf('express-knex-session'));
+    const url = await bench.serve(exampleOf('express-knex-session'));
     expect(await post(`${url}/transfers`, { from: 'a', to: 'b', amount: 5 })).toMatchObject({ status: 201 });
     const both = [
       { account: 'a', amount: -5 },
@@ -89,7 +43,7 @@ describe('the first example', () => {
 
 describe('the example of setRollbackOnly', () => {
   it('shows the rows, and stores them unless it is a dry run', async () => {
-    const url = await serve(exampleOf('What happens at the end of a request'));
+    const url = await bench.serve(exampleOf('What happens at the end of a request'));
     const [entry] = JSON.parse((await post(`${url}/import?dryRun=1`, { account: 'a', amount: 1 })).body);
     expect(entry).toMatchObject({ id: 1, account: 'a', amount: 1 });
     expect(await entries()).toEqual([]);
@@ -101,13 +55,13 @@ describe('the example of setRollbackOnly', () => {
 describe('the example of options', () => {
   it('is accepted, and commits a 422', async () => {
     const app = express();
-    const url = await serve(
+    const url = await bench.serve(
       `${exampleOf('Options')}
       app.post('/', async (req, res) => {
         await req.session('entries').insert({ account: 'a', amount: 1 });
         res.status(422).end();
       });`,
-      app,
+      { app },
     );
     expect((await post(url)).status).toBe(422);
     expect(await entries()).toHaveLength(1);
@@ -116,9 +70,9 @@ describe('the example of options', () => {
 
 describe('the example with express-session', () => {
   it('has both sessions', async () => {
-    const url = await serve(exampleOf('With express-session'), express().use(express.json()));
+    const url = await bench.serve(exampleOf('With express-session'), { app: express().use(express.json()), expressSession });
     expect(await post(`${url}/visits`, { page: '/' })).toMatchObject({ status: 201, body: '{"id":1}' });
-    expect(await database.admin('visits')).toEqual([{ id: 1, page: '/' }]);
+    expect(await bench.database.admin('visits')).toEqual([{ id: 1, page: '/' }]);
   });
 
   it('saves the login after COMMIT, as the README says', async () => {
@@ -130,28 +84,27 @@ describe('the example with express-session', () => {
       return set.apply(store, values);
     };
     const listener = ({ sql }: { sql: string }) => order.push(sql);
-    knex.on('query', listener);
+    bench.knex.on('query', listener);
     const session = (options: object) => expressSession({ ...options, store });
     const app = express().use(express.json());
-    await runExample(exampleOf('With express-session'), { ...scopeWith(app), expressSession: session });
+    await runExample(exampleOf('With express-session'), { ...bench.scope(app), expressSession: session });
     app.post('/login', async (req, res) => {
       await expressKnexSession.getSession(req, 'db').raw('SELECT 1');
       (req as unknown as { session: { userId: number } }).session.userId = 1;
       res.end();
     });
-    server = await listen(app);
-    await post(`${server.url}/login`);
-    knex.removeListener('query', listener);
+    await post(`${await bench.listen(app)}/login`);
+    bench.knex.removeListener('query', listener);
     expect(order).toEqual(['BEGIN;', 'SELECT 1', 'COMMIT;', 'login saved']);
   });
 });
 
 describe('the example of one router', () => {
   it('has a session there, and none elsewhere', async () => {
-    await database.admin('entries').insert({ account: 'a', amount: 1 });
+    await bench.database.admin('entries').insert({ account: 'a', amount: 1 });
     const app = express();
     app.get('/outside', (req, res) => res.send(typeof req.session));
-    const url = await serve(exampleOf('One router only'), app);
+    const url = await bench.serve(exampleOf('One router only'), { app });
     expect(JSON.parse((await get(`${url}/api/entries`)).body)).toHaveLength(1);
     expect((await get(`${url}/health`)).body).toBe('ok');
     expect((await get(`${url}/outside`)).body).toBe('undefined');
@@ -160,7 +113,7 @@ describe('the example of one router', () => {
 
 describe('the example of an error handler', () => {
   it('answers by code, and leaves other errors alone', async () => {
-    const app = appWithSessions();
+    const app = bench.app();
     app.get('/swallowed', async (req, res) => {
       await req.session.raw('SELECT 1/0').catch(() => {});
       res.send('fine');
@@ -176,65 +129,67 @@ describe('the example of an error handler', () => {
       await req.session('doomed').insert(rows[0]);
       res.send('fine');
     });
+    app.get('/conflict', () => {
+      throw Object.assign(new Error('could not serialize access'), { code: '40001' });
+    });
     app.get('/other', () => {
       throw new Error('other');
     });
-    const url = await serve(exampleOf('Errors by code'), app);
+    const url = await bench.serve(exampleOf('Errors by code'), { app });
     expect(await get(`${url}/swallowed`)).toMatchObject({ status: 500, body: '{"error":"ERR_TRANSACTION_ABORTED"}' });
     expect(await get(`${url}/unknown`)).toMatchObject({ status: 500, body: '{"error":"It is not known whether this was stored."}' });
+    expect(await get(`${url}/conflict`)).toMatchObject({ status: 503, headers: { 'retry-after': '1' } });
     expect(await get(`${url}/other`)).toMatchObject({ status: 500, body: 'other' });
   });
 });
 
 describe('the example of withSession', () => {
   it('closes the day, and tells after COMMIT', async () => {
-    await database.admin('entries').insert({ account: 'a', amount: 1 });
+    await bench.database.admin('entries').insert({ account: 'a', amount: 1 });
     const console = { log: jest.fn() };
-    await runExample(exampleOf('Why a session per request'), { ...scopeWith(express()), console });
+    await runExample(exampleOf('Why a session per request'), { ...bench.scope(express()), console });
     expect(console.log).toHaveBeenCalledWith(1);
-    expect(await database.admin('entries').pluck('day')).toEqual([1]);
+    expect(await bench.database.admin('entries').pluck('day')).toEqual([1]);
   });
 });
 
 // Hazard 43.
 describe('the example of a 4xx that must persist', () => {
   it('keeps the failed login, with the 401', async () => {
-    await database.admin('users').insert({ name: 'ann', password_hash: '#right' });
-    const url = await serve(exampleOf('4xx that must persist'));
+    await bench.database.admin('users').insert({ name: 'ann', password_hash: '#right' });
+    const url = await bench.serve(exampleOf('4xx that must persist', 'hash'), { hash });
     expect(await post(`${url}/login`, { name: 'ann', password: 'wrong' })).toMatchObject({ status: 401 });
-    expect(await database.admin('failed_logins')).toEqual([{ name: 'ann' }]);
+    expect(await bench.database.admin('failed_logins')).toEqual([{ name: 'ann' }]);
     expect(await post(`${url}/login`, { name: 'ann', password: 'right' })).toMatchObject({ status: 200, body: '{"id":1}' });
   });
 
   it('would lose it without the line that it points at', async () => {
-    const code = exampleOf('4xx that must persist').replace(/^.*session\.commit\(\).*$/m, '');
-    const url = await serve(code);
+    const code = exampleOf('4xx that must persist', 'hash').replace(/^.*session\.commit\(\).*$/m, '');
+    const url = await bench.serve(code, { hash });
     expect(await post(`${url}/login`, { name: 'ann', password: 'wrong' })).toMatchObject({ status: 401 });
-    expect(await database.admin('failed_logins')).toEqual([]);
+    expect(await bench.database.admin('failed_logins')).toEqual([]);
+  });
+});
+
+describe('the example of what is written when all else is rolled back', () => {
+  it('keeps what the hook has stored, with the 404', async () => {
+    await bench.database.admin('vouchers').insert({ code: 'a', used: false });
+    const url = await bench.serve(exampleOf('4xx that must persist', 'afterRollback'));
+    expect([(await post(`${url}/vouchers/a`)).status, (await post(`${url}/vouchers/a`)).status]).toEqual([204, 404]);
+    expect(await bench.database.admin('failed_vouchers')).toEqual([{ code: 'a' }]);
   });
 });
 
 describe('the example of a stream', () => {
   it('sends all rows, and a cut one if it fails half-way', async () => {
-    await database.admin.raw("INSERT INTO entries (account, amount) SELECT 'a', n FROM generate_series(1, 5000) n");
-    const url = await serve(exampleOf('Limits', 'pipeline'));
+    await bench.database.admin.raw("INSERT INTO entries (account, amount) SELECT 'a', n FROM generate_series(1, 5000) n");
+    const url = await bench.serve(exampleOf('Limits', 'pipeline'), { pipeline });
     const { body, complete, headers } = await get(`${url}/entries.csv`);
     expect({ complete, lines: body.split('\n').length, type: headers['content-type'] }).toEqual({
       complete: true,
       lines: 5001,
       type: 'text/csv; charset=utf-8',
     });
-  });
-});
-
-describe('what the limits say', () => {
-  it('takes an isolation level as the first statement', async () => {
-    const level = await expressKnexSession.withSession(knex, async (session) => {
-      await session.raw('SET TRANSACTION ISOLATION LEVEL SERIALIZABLE');
-      const { rows } = await session.raw('SHOW transaction_isolation');
-      return rows[0].transaction_isolation;
-    });
-    expect(level).toBe('serializable');
   });
 });
 
@@ -245,10 +200,10 @@ describe('the example of a client that leaves', () => {
       fetching.resolve(signal);
       return once(signal, 'abort').then(() => Promise.reject(signal.reason));
     };
-    const app = appWithSessions();
-    await runExample(exampleOf('When the client leaves, and when things hang'), { ...scopeWith(app), fetch }, 'app');
-    server = await listen(app);
-    const client = (await RawClient.connect(server.port)).get('/report');
+    const app = bench.app();
+    await runExample(exampleOf('When the client leaves, and when things hang'), { ...bench.scope(app), fetch }, 'app');
+    const { port } = new URL(await bench.listen(app));
+    const client = (await RawClient.connect(Number(port))).get('/report');
     const signal = await fetching.promise;
     await client.reset();
     await once(signal, 'abort');
@@ -260,11 +215,11 @@ describe('the example of a shutdown', () => {
   it('lets an open session finish, refuses a new one, and then destroys the pool', async () => {
     const app = express();
     const stop = deferred<() => Promise<void>>();
-    const own = database.knex();
+    const own = bench.database.knex();
     const listening = createServer(app).listen(0, '127.0.0.1');
     await once(listening, 'listening');
     const scope = {
-      ...scopeWith(app),
+      ...bench.scope(app),
       knex: own,
       app: Object.assign(app, { listen: () => listening }),
       once,

@@ -1,5 +1,6 @@
 import { withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
+import { Journal } from './journal';
 
 export const WORLD = '00000000-0000-4000-8000-000000000001';
 export const ALICE = '00000000-0000-4000-8000-00000000000a';
@@ -15,16 +16,9 @@ export async function seedIfEmpty(knex: Knex): Promise<void> {
       { id: ALICE, name: 'Alice', kind: 'customer' },
       { id: BOB, name: 'Bob', kind: 'customer' },
     ]);
-    await transfer(session, '00000000-0000-4000-8000-000000000101', WORLD, ALICE, 100_000n, 'Salary');
-    await transfer(session, '00000000-0000-4000-8000-000000000102', WORLD, BOB, 2_500n, 'Sold a bicycle');
-    await transfer(session, '00000000-0000-4000-8000-000000000103', ALICE, BOB, 1_250n, 'Lunch');
+    const journal = new Journal(session);
+    await journal.post({ id: '00000000-0000-4000-8000-000000000101', from: WORLD, to: ALICE, amount: 100_000n, memo: 'Salary' });
+    await journal.post({ id: '00000000-0000-4000-8000-000000000102', from: WORLD, to: BOB, amount: 2_500n, memo: 'Sold a bicycle' });
+    await journal.post({ id: '00000000-0000-4000-8000-000000000103', from: ALICE, to: BOB, amount: 1_250n, memo: 'Lunch' });
   });
-}
-
-async function transfer(session: Knex, id: string, from: string, to: string, amount: bigint, memo: string): Promise<void> {
-  await session('transfers').insert({ id, memo });
-  await session('entries').insert([
-    { transfer_id: id, account_id: from, amount: -amount },
-    { transfer_id: id, account_id: to, amount },
-  ]);
 }

@@ -9,6 +9,7 @@ import createKnex from 'knex';
 import { createApp } from './app';
 import { closeServer } from './close-server';
 import { assertReachable, configFor } from './database';
+import type { Transfer } from './journal';
 import { migrate } from './migrations';
 import { seedIfEmpty } from './seed';
 import { databaseUrlFrom, portFrom, StartError } from './settings';
@@ -34,7 +35,7 @@ async function start(): Promise<void> {
   await migrate(knex);
   await seedIfEmpty(knex);
 
-  const { app, sessions } = createApp(knex, logError);
+  const { app, sessions } = createApp(knex, { logError, notify });
   const server = createServer(app).listen(port);
   await once(server, 'listening').catch((error: NodeJS.ErrnoException) => {
     throw new StartError(`Cannot listen on port ${port} (${error.code}). Choose another, for example: PORT=${port + 1} npm start`);
@@ -53,6 +54,10 @@ async function startOwnPostgres(): Promise<string> {
   undo.push(() => postgres.stop());
   if (postgres.notice) console.log(postgres.notice);
   return postgres.url;
+}
+
+function notify({ id, amount }: Transfer): void {
+  console.log(`Transfer ${id}: ${amount} cents.`);
 }
 
 function logError(error: unknown): void {

@@ -12,6 +12,7 @@ export interface TransferRow {
   id: string;
   memo: string;
   created_at: Date;
+  request_id: string | null;
 }
 
 export interface EntryRow {

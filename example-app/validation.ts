@@ -1,4 +1,4 @@
-import type { Request } from 'express';
+import type { Request, RequestHandler } from 'express';
 import { z } from 'zod';
 import { Problem } from './problem';
 
@@ -20,9 +20,14 @@ export const cents = z
   .transform(BigInt)
   .refine((amount) => amount > 0n && amount <= MAX_CENTS, `Must be from 1 to ${MAX_CENTS}`);
 
+/** Mounted after the parser: a body that it did not read goes no further, since a route that is retried wants one that has been read. */
+export const onlyJson: RequestHandler = (req, _res, next) => {
+  if (req.is('json') === false) throw Problem.ofStatus(415);
+  next();
+};
+
 /** The body of a request, checked. */
 export function bodyOf<T>(req: Request, schema: z.ZodType<T>): T {
-  if (req.is('json') === false) throw Problem.ofStatus(415);
   return valid(schema, req.body ?? {});
 }
 

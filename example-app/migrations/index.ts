@@ -1,8 +1,9 @@
 import type { Knex } from 'knex';
 import * as ledger from './001-ledger';
 import * as rules from './002-rules';
+import * as requestIds from './003-request-ids';
 
-const migrations: Record<string, Knex.Migration> = { '001-ledger': ledger, '002-rules': rules };
+const migrations: Record<string, Knex.Migration> = { '001-ledger': ledger, '002-rules': rules, '003-request-ids': requestIds };
 
 /**
  * Imports, not a folder that Knex lists: the names that the database remembers have no extension, so a compiled

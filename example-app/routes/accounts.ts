@@ -1,4 +1,5 @@
 import { Router } from 'express';
+import { sessionOptions } from 'express-knex-session';
 import type { Knex } from 'knex';
 import { z } from 'zod';
 import { Problem } from '../problem';
@@ -19,9 +20,8 @@ accounts.post('/', async (req, res) => {
 });
 
 /** An account, its balance and its latest 100 entries. The statement has all of them. */
-accounts.get('/:id', async (req, res) => {
-  // One snapshot for both queries, or a transfer between them makes entries and balance disagree.
-  await req.session.raw('set transaction isolation level repeatable read, read only');
+// One snapshot for both queries, or a transfer between them makes entries and balance disagree.
+accounts.get('/:id', sessionOptions({ isolationLevel: 'repeatable read' }), async (req, res) => {
   const account = await findAccount(req.session, idOf(req));
   const entries = await req
     .session('entries')

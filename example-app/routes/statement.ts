@@ -9,7 +9,7 @@ export const statement = Router();
 
 /**
  * All entries of an account, oldest first, as CSV. The rows come from the session one by one, as fast as the client
- * reads: the transaction stays open meanwhile, and the response ends after its COMMIT.
+ * reads: the transaction stays open meanwhile.
  */
 statement.get('/:id/statement.csv', async (req, res) => {
   const account = await findAccount(req.session, idOf(req));

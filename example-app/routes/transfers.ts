@@ -1,64 +1,48 @@
 import { Router } from 'express';
-import type { Knex } from 'knex';
+import { retryable } from 'express-knex-session';
 import { z } from 'zod';
+import type { Journal, NewTransfer, Transfer } from '../journal';
 import { Problem } from '../problem';
 import { bodyOf, cents, id, idOf, text } from '../validation';
 
-export const transfers = Router();
-
-const NewTransfer = z
+const Wanted = z
   .strictObject({ id, from: id, to: id, amount: cents, memo: text.default('') })
   .refine(({ from, to }) => from !== to, { path: ['to'], message: 'Must be another account than `from`' });
 
-type NewTransfer = z.infer<typeof NewTransfer>;
-type Transfer = NewTransfer & { createdAt: Date };
+/** @param notify told of each transfer that is stored, once */
+export function transfers(journal: Journal, notify: (transfer: Transfer) => unknown): Router {
+  const transfers = Router();
 
-/**
- * Moves money. Whether it may is seen at COMMIT, by the rules in migrations/002-rules.ts: if it fails, this handler's
- * 201 never leaves, and the client gets the problem instead.
- *
- * The client chooses the id, so it may send the request again when it got no answer: the second time stores nothing.
- */
-transfers.post('/', async (req, res) => {
-  const wanted = bodyOf(req, NewTransfer);
-  const { id, from, to, amount, memo } = wanted;
+  /**
+   * Moves money. If COMMIT refuses it, this handler's 201 never leaves, nobody is notified, and the client gets the problem instead. If it
+   * was in a deadlock, which SQL from elsewhere may cause, it is tried again.
+   *
+   * The client chooses the id, so it may send the request again when it got no answer: the second time stores nothing.
+   */
+  transfers.post(
+    '/',
+    retryable(async (req, res) => {
+      const wanted = bodyOf(req, Wanted);
+      const posted = await journal.post(wanted);
+      if (posted) {
+        req.session.afterCommit(() => notify(posted));
+        res.status(201).location(`/transfers/${posted.id}`).json(posted);
+        return;
+      }
 
-  // Waits for a request under way with the same id, and sees what became of it.
-  const [inserted] = await req.session('transfers').insert({ id, memo }).onConflict('id').ignore().returning('*');
-  if (inserted) {
-    await req.session('entries').insert({ transfer_id: id, account_id: from, amount: -amount });
-    await req.session('entries').insert({ transfer_id: id, account_id: to, amount });
-    res
-      .status(201)
-      .location(`/transfers/${id}`)
-      .json({ ...wanted, createdAt: inserted.created_at });
-    return;
-  }
+      const stored = await journal.find(wanted.id);
+      if (!stored || !isSame(stored, wanted)) throw new Problem(409, 'id-taken', 'The id belongs to another transfer');
+      res.location(`/transfers/${stored.id}`).json(stored);
+    }),
+  );
 
-  const stored = await findTransfer(req.session, id);
-  if (!stored || !isSame(stored, wanted)) throw new Problem(409, 'id-taken', 'The id belongs to another transfer');
-  res.location(`/transfers/${id}`).json(stored);
-});
+  transfers.get('/:id', async (req, res) => {
+    const transfer = await journal.find(idOf(req));
+    if (!transfer) throw Problem.ofStatus(404);
+    res.json(transfer);
+  });
 
-transfers.get('/:id', async (req, res) => {
-  const transfer = await findTransfer(req.session, idOf(req));
-  if (!transfer) throw Problem.ofStatus(404);
-  res.json(transfer);
-});
-
-async function findTransfer(session: Knex, id: string): Promise<Transfer | undefined> {
-  return session('transfers')
-    .join('entries as debit', (join) => join.on('debit.transfer_id', 'transfers.id').andOn('debit.amount', '<', session.raw('0')))
-    .join('entries as credit', (join) => join.on('credit.transfer_id', 'transfers.id').andOn('credit.amount', '>', session.raw('0')))
-    .where('transfers.id', id)
-    .first(
-      'transfers.id',
-      'debit.account_id as from',
-      'credit.account_id as to',
-      'credit.amount',
-      'transfers.memo',
-      'transfers.created_at as createdAt',
-    );
+  return transfers;
 }
 
 const isSame = (stored: NewTransfer, wanted: NewTransfer): boolean =>
