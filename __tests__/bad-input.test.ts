@@ -3,7 +3,7 @@ import { sessionErrorHandler, sessionMiddleware, withSession } from 'express-kne
 import type { Knex } from 'knex';
 import createKnex from 'knex';
 import { Pool } from 'pg';
-import { optionDefinitions } from '../lib/options';
+import { optionDefinitions } from '../lib/resolve-options';
 import { mistaken } from './support/docs';
 import { failOnWarnings } from './support/warnings';
 
@@ -146,7 +146,9 @@ describe('when withSession is called in the wrong way', () => {
       const error = await calling(async () => {}, options);
       expect(error).toBeInstanceOf(TypeError);
       expect(error.message).toContain(`\`${Object.keys(options)[0]}\``);
-      expect(error.message).toMatch(/ withSession\(\) takes: acquireTimeout, transactionTimeout, settleTimeout, onError\.$/);
+      expect(error.message).toMatch(
+        / withSession\(\) takes: acquireTimeout, transactionTimeout, settleTimeout, isolationLevel, readOnly, deferrable, settings, role, onError\.$/,
+      );
     },
   );
 

@@ -190,7 +190,9 @@ describe('when the connection is lost while COMMIT is in flight (22)', () => {
       const lock = await bench.database.admin.transaction();
       await lock.raw('SELECT pg_advisory_xact_lock(1)');
       const cancelled = eventually(async () => {
-        const [waiting] = await lock('pg_locks').where({ locktype: 'advisory', granted: false });
+        // Of this database: other test files have locks, too.
+        const here = lock('pg_locks').whereRaw('database = (SELECT oid FROM pg_database WHERE datname = current_database())');
+        const [waiting] = await here.where({ locktype: 'advisory', granted: false });
         await lock.raw('SELECT pg_cancel_backend(?)', [waiting.pid]);
       });
       const answer = await bench.answer(async (req, res) => {

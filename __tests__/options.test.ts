@@ -1,7 +1,7 @@
 import type { Express, Handler } from 'express';
 import { getSession, type SessionOptions, sessionErrorHandler, sessionMiddleware, withSession } from 'express-knex-session';
 import type { Knex } from 'knex';
-import { optionDefinitions } from '../lib/options';
+import { optionDefinitions } from '../lib/resolve-options';
 import { errorOf, startApp, useNotes } from './support/docs';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
@@ -29,10 +29,17 @@ describe('when no options are given', () => {
     expect(Object.fromEntries(Object.entries(others).map(([name, definition]) => [name, definition.default]))).toEqual({
       property: 'session',
       commitAt: 'head',
+      isolationLevel: undefined,
+      readOnly: undefined,
+      deferrable: undefined,
+      settings: undefined,
+      role: undefined,
+      transaction: true,
       onDisconnect: 'rollback',
       acquireTimeout: 5_000,
       transactionTimeout: 30_000,
       settleTimeout: 10_000,
+      context: false,
       onError: undefined,
     });
     const answers = [200, 304, 399, 400, 404, 500].map((statusCode) => shouldCommit.default({} as never, { statusCode } as never));

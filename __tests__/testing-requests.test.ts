@@ -1,4 +1,4 @@
-import { type SessionOptions, withSession } from 'express-knex-session';
+import { retryable, type SessionOptions, withSession } from 'express-knex-session';
 import request from 'supertest';
 import { get, listen, RawClient } from './support/http';
 import { caught, comparable, gate, type Handler, useTestedApp } from './support/tested-app';
@@ -288,5 +288,19 @@ describe('when the same app runs without the kit', () => {
     const items = Array.from({ length: 1_000 }, (_, i) => ({ name: `name ${i}` }));
     const { status, body } = await request(app).post('/items').send(items);
     expect({ status, count: body.length }).toEqual({ status: 201, count: 1_000 });
+  });
+});
+
+describe('when a handler is retryable', () => {
+  it('runs it again, as in production', async () => {
+    let attempt = 0;
+    const answer = await tested.answer(
+      retryable(async (req, res) => {
+        await req.session('items').insert({ name: `attempt ${++attempt}` });
+        if (attempt === 1) throw Object.assign(new Error('not serializable'), { code: '40001' });
+        res.sendStatus(201);
+      }),
+    );
+    expect([answer.status, await tested.names()]).toEqual([201, ['attempt 2']]);
   });
 });

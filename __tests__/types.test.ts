@@ -16,7 +16,7 @@ function fixtures(...names: string[]): Record<string, string> {
 }
 
 const exact = { exactOptionalPropertyTypes: true };
-const app = fixtures('equal.ts', 'app.ts', 'routes.ts', 'tables.ts', 'options.ts', 'errors.ts', 'deadlines.ts');
+const app = fixtures('equal.ts', 'app.ts', 'routes.ts', 'tables.ts', 'options.ts', 'errors.ts', 'deadlines.ts', 'policy.ts');
 
 describe('in a strict project that checks declarations too', () => {
   it.each([

@@ -1,15 +1,15 @@
 import type { Knex } from 'knex';
-import { describe } from './options';
+import { describe } from './describe';
 
 /**
  * Checks what a session is to be made of.
  *
  * @throws TypeError that says what was given instead, and what was probably meant
  */
-export function assertKnex(knex: unknown): asserts knex is Knex {
+export function assertKnex(knex: unknown, expected = '`knex` to be a Knex instance'): asserts knex is Knex {
   const client = (knex as Partial<Knex> | null | undefined)?.client;
   if (typeof knex !== 'function' || typeof client?.acquireConnection !== 'function') {
-    throw new TypeError(`Expected \`knex\` to be a Knex instance, got ${mistaken(knex)}`);
+    throw new TypeError(`Expected ${expected}, got ${mistaken(knex)}`);
   }
   if (client.dialect !== 'postgresql' || client.driverName !== 'pg') {
     const name = typeof client.config?.client === 'string' ? client.config.client : (client.driverName ?? client.dialect);

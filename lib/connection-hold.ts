@@ -1,7 +1,8 @@
 import type { Connection } from './connection';
 import { Deadline, settledWithin } from './deadline';
 import { CommitUnknownError } from './errors';
-import type { Limits } from './options';
+import type { Statement } from './postgres';
+import type { Terms } from './resolve-options';
 import type { StatementQueue } from './statement-queue';
 
 /**
@@ -13,11 +14,12 @@ export class ConnectionHold {
   disposedBecause: unknown;
   /** Why the connection is destroyed after its ROLLBACK. */
   private retiredBecause: unknown;
+  private mayHaveOtherModes = false;
   private readonly deadline = new Deadline();
 
   constructor(
     readonly connection: Connection,
-    private readonly limits: Limits,
+    private readonly limits: Terms,
   ) {}
 
   /** @param movedAt when a stream has moved last, as `performance.now()` tells the time: that extends the time */
@@ -27,6 +29,17 @@ export class ConnectionHold {
       if (rest > 0) this.watch(movedAt, onTooLong, rest);
       else onTooLong();
     });
+  }
+
+  /** Whether there is nothing that a COMMIT could fail to store, or refuse (PostgreSQL: serializable ones are checked at their end). */
+  get losesNothing(): boolean {
+    const { readOnly, isolationLevel } = this.limits.beginning.modes;
+    return readOnly === true && isolationLevel !== 'serializable' && !this.mayHaveOtherModes;
+  }
+
+  /** SET TRANSACTION may change the modes, as the first statement. */
+  noteStatement({ sql }: Statement): void {
+    if (this.limits.beginning.modes.readOnly && /\bset(?:_config)?\b/i.test(sql)) this.mayHaveOtherModes = true;
   }
 
   dispose(because: unknown): void {

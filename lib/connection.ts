@@ -1,6 +1,7 @@
 import type { Transform } from 'node:stream';
+import type { Beginning, Command } from './beginning';
 import { cancelUntilReady } from './cancel-request';
-import { CommitUnknownError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import { CommitUnknownError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
 import { destroyStream } from './open-streams';
 import {
   COMPLETION_UNKNOWN,
@@ -14,6 +15,7 @@ import {
   type PgConnection,
   type Preamble,
   precededBy,
+  QUERY_CANCELED,
   runCommand,
   type Statement,
   transactionStatus,
@@ -34,12 +36,14 @@ export interface Connection {
   /** Set as soon as the connection is known to be dead. */
   readonly lostBecause: unknown;
   /** Begins, if that has not happened yet, and runs the statement. */
-  query(client: KnexClient, statement: Statement, txid: string): Promise<unknown>;
-  stream(client: KnexClient, statement: Statement, txid: string, stream: Transform, options: unknown): Promise<unknown>;
+  query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown>;
+  stream(client: KnexClient, statement: Statement, txid: string | undefined, stream: Transform, options: unknown): Promise<unknown>;
   /** Waits until the next statement can be sent; false if the connection is lost. */
   whenReady(): Promise<boolean>;
   /** Whether the transaction has ended without {@link commit} or {@link rollback}; known while ready. */
   hasEndedByItself(): boolean;
+  /** Takes note of what settings are before they are set, if they do not end with the transaction. */
+  beforeSet?(settings: readonly [name: string, value: string][]): Promise<void>;
   /** Resolves only if the server has said that it committed. @param abortedBy the error that a refusal is due to */
   commit(abortedBy: unknown): Promise<void>;
   rollback(): Promise<void>;
@@ -63,7 +67,7 @@ export interface Pool {
 
 /** A connection of the application's pool, with a transaction of its own. */
 export class PooledConnection implements Connection {
-  hasBegun = false;
+  hasBegun: boolean;
   lostBecause: unknown;
   private cancelling: Promise<void> | undefined;
   private readonly whenLost = new Set<() => void>();
@@ -74,7 +78,10 @@ export class PooledConnection implements Connection {
     private readonly pool: Pool,
     private readonly client: KnexClient,
     private readonly txid: string,
+    private readonly beginning: Beginning,
   ) {
+    // Nothing to begin: statements that commit by themselves.
+    this.hasBegun = beginning.commands.length === 0;
     observeStatus(pg);
     // pg.Pool has no listener on a client that is checked out: a killed backend would be an uncaught exception.
     pg.on('error', this.onLost);
@@ -88,14 +95,18 @@ export class PooledConnection implements Connection {
   /** Ready, not in a transaction, and no cancel on its way. */
   get isClean(): boolean {
     const status = transactionStatus(this.pg);
-    return isReady(this.pg) && this.cancelling === undefined && (status === 'I' || (status === null && !this.hasBegun));
+    return (
+      isReady(this.pg) &&
+      this.cancelling === undefined &&
+      (status === 'I' || (status === null && (!this.hasBegun || this.beginning.commands.length === 0)))
+    );
   }
 
-  async query(client: KnexClient, statement: Statement, txid: string): Promise<unknown> {
+  async query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
     if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);
 
-    this.announce(BEGIN);
-    const preamble: Preamble = { commands: [BEGIN], isRequested: false, completed: 0 };
+    for (const command of this.beginning.commands) this.announce(command);
+    const preamble: Preamble = { commands: this.beginning.commands, isRequested: false, completed: 0 };
     const grouped = isGroupable(statement) ? precededBy(this.pg, preamble) : undefined;
     if (grouped === undefined) {
       await this.begin();
@@ -107,17 +118,21 @@ export class PooledConnection implements Connection {
     } catch (error) {
       if (isGivenUp(error)) throw error;
       // The answer to BEGIN may still be on its way behind an error of the driver's own.
-      await this.whenReady();
+      const isAlive = await this.whenReady();
       if (isComplete(preamble) || !preamble.isRequested) throw error;
+      if (isAlive && preamble.completed > 0 && isRefusal(error)) {
+        preamble.completed = preamble.commands.length;
+        throw settingsRefused(error);
+      }
       throw this.failedToBegin(error);
     } finally {
       this.hasBegun = isComplete(preamble);
     }
   }
 
-  async stream(client: KnexClient, statement: Statement, txid: string, stream: Transform, options: unknown): Promise<unknown> {
+  async stream(client: KnexClient, statement: Statement, txid: string | undefined, stream: Transform, options: unknown): Promise<unknown> {
     if (!this.hasBegun) {
-      this.announce(BEGIN);
+      for (const command of this.beginning.commands) this.announce(command);
       await this.begin();
     }
     const done = this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
@@ -204,28 +219,31 @@ export class PooledConnection implements Connection {
 
   private async begin(): Promise<void> {
     try {
-      await runCommand(this.pg, BEGIN);
+      for (const command of this.beginning.commands) {
+        await runCommand(this.pg, command);
+        this.hasBegun = true;
+      }
     } catch (error) {
+      if (this.hasBegun && isRefusal(error) && (await this.whenReady())) throw settingsRefused(error);
       throw this.failedToBegin(error);
     }
-    this.hasBegun = true;
   }
 
   private failedToBegin(cause: unknown): SessionUnavailableError {
-    this.announce(BEGIN, cause);
+    this.announce(this.beginning.commands[0] as Command, cause);
     // Whatever the reason, the state of this connection is not known any more.
     this.lostBecause ??= cause;
     return new SessionUnavailableError(cause);
   }
 
   /** Knex reads the transaction's id, which its events carry, from the connection. Statements run one at a time. */
-  private taggedWith(txid: string): PgConnection {
+  private taggedWith(txid: string | undefined): PgConnection {
     this.pg.__knexTxId = txid;
     return this.pg;
   }
 
-  private announce(sql: string, error?: unknown): void {
-    const event = { __knexUid: this.pg.__knexUid, __knexTxId: this.txid, sql, bindings: undefined };
+  private announce({ text: sql, values: bindings }: Command, error?: unknown): void {
+    const event = { __knexUid: this.pg.__knexUid, __knexTxId: this.txid, sql, bindings };
     if (error === undefined) this.client.emit('query', event);
     else this.client.emit('query-error', error, event);
   }
@@ -236,7 +254,19 @@ export class PooledConnection implements Connection {
   };
 }
 
+function isRefusal(error: unknown): boolean {
+  return isServerError(error) && error.code !== QUERY_CANCELED;
+}
+
+/** The transaction has begun, and takes a ROLLBACK. */
+function settingsRefused(cause: unknown): SessionError {
+  return new SessionError(
+    'ERR_SESSION_OPTIONS',
+    'PostgreSQL has refused the `settings` or the `role` of the session, and nothing was run. See `cause`.',
+    cause,
+  );
+}
+
 // As Knex spells them, so that listeners which look for them find them.
-const BEGIN = 'BEGIN;';
-const COMMIT = 'COMMIT;';
-const ROLLBACK = 'ROLLBACK';
+const COMMIT: Command = { text: 'COMMIT;' };
+const ROLLBACK: Command = { text: 'ROLLBACK' };

@@ -14,18 +14,24 @@ export function isGone(req: IncomingMessage, res: ServerResponse): boolean {
  * 1. The request's `close` says nothing: it comes as soon as the body has been read.
  * 2. A response that waits behind another one on its connection (pipelining) never has a `close`: the socket is watched too,
  *    by one listener for all its requests.
+ *
+ * @returns a function that calls it off
  */
-export function onClose(req: IncomingMessage, res: ServerResponse, listener: () => void): void {
+export function onClose(req: IncomingMessage, res: ServerResponse, listener: () => void): () => void {
   const { socket } = req;
   // An adapter (serverless-http) has something in its place that emits nothing.
   const listeners = typeof socket?.once === 'function' ? listenersOf(socket) : undefined;
-  const notify = (): void => {
+  const stop = (): void => {
     res.removeListener('close', notify);
     listeners?.delete(notify);
+  };
+  const notify = (): void => {
+    stop();
     listener();
   };
   res.on('close', notify);
   listeners?.add(notify);
+  return stop;
 }
 
 function listenersOf(socket: Socket): Set<() => void> {

@@ -1,3 +1,4 @@
+export type { IsolationLevel, Settings } from './beginning';
 export {
   CommitUnknownError,
   SessionClosedError,
@@ -11,8 +12,11 @@ export type { PropertyName, Register } from './express';
 export { isRetryable } from './is-retryable';
 export type { SessionStats } from './open-sessions';
 export type { CommitAt, OnDisconnect, PerRequest, SessionOptions } from './options';
+export { type RetryableOptions, retryable } from './retryable';
+export { currentSession, type ScopedSessionOptions, scopedSession } from './scoped-session';
 export type { Session } from './session';
 export { sessionErrorHandler } from './session-error-handler';
 export { getSession, type SessionMiddleware, sessionMiddleware } from './session-middleware';
+export { sessionOptions } from './session-options';
 export type { Outcome } from './transaction';
 export { type WithSessionOptions, withSession } from './with-session';

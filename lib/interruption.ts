@@ -4,6 +4,8 @@ import type { SessionError } from './errors';
 export class Interruption {
   /** Why; undefined as long as it was not. */
   reason: SessionError | undefined;
+  /** Called once, when it is. */
+  onInterrupt: (() => void) | undefined;
   // An AbortController costs more than a session: it is made for those who ask.
   private controller: AbortController | undefined;
 
@@ -18,5 +20,6 @@ export class Interruption {
   interrupt(reason: SessionError): void {
     this.reason ??= reason;
     this.controller?.abort(reason);
+    this.onInterrupt?.();
   }
 }

@@ -1,14 +1,17 @@
 import type { EventEmitter } from 'node:events';
 import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
+import type { Beginning, Settings } from './beginning';
 import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
+import { bindToContext, outsideOfContext } from './context';
 import { SessionError } from './errors';
+import type { HookKind } from './hooks';
 import { OuterTransaction } from './outer-transaction';
 import { endAtOnce, type PgConnection, type Statement } from './postgres';
 import { type Container, Savepoint } from './savepoint';
-import type { Scope } from './scope';
+import type { Scope, SessionScope } from './scope';
 import type { Session } from './session';
-import type { Lease } from './statement-queue';
+import { isLease, type Lease } from './statement-queue';
 import type { TransactionOwner } from './transaction-owner';
 
 /**
@@ -20,6 +23,7 @@ import type { TransactionOwner } from './transaction-owner';
  *   call to reach the database. All five are ours.
  */
 export class KnexFace {
+  private readonly template: Knex;
   private readonly sessionPrototype: object;
   private readonly clientPrototype: object;
   private readonly contextPrototype: object;
@@ -28,6 +32,7 @@ export class KnexFace {
   private constructor(private readonly knex: Knex | Knex.Transaction) {
     // A clone with shortcuts for the methods of QueryBuilder.extend too; a transaction was made late enough to have them.
     const template: Knex = knex.isTransaction ? knex : knex.withUserParams(knex.userParams);
+    this.template = template;
     this.sessionPrototype = Object.create(template, sessionProperties);
     this.contextPrototype = Object.create(contextOf(template), contextProperties(knex));
     this.clientPrototype = Object.create(knex.client, clientProperties(knex));
@@ -48,6 +53,35 @@ export class KnexFace {
     const client = Object.create(this.clientPrototype) as SessionClient;
     client.scope = scope;
     client.knexFace = this;
+    scope.client = client;
+    scope.face = this.faceOf(client, this.sessionPrototype) as unknown as Session;
+  }
+
+  /** A Knex that has no session of its own. @param current the level that a statement belongs to; none if it belongs to the pool */
+  scoped(current: () => Scope | undefined, isInRequest: () => boolean): Knex {
+    const client = Object.create(this.clientPrototype, scopedClientProperties(this.knex, current, isInRequest)) as SessionClient;
+    const face = this.faceOf(client, this.template) as Record<string, unknown>;
+    // Its listeners are those of the Knex instance, which hears every statement.
+    const { knex } = this as unknown as { knex: Record<string, (...args: unknown[]) => unknown> };
+    // For administration, outside of requests.
+    for (const name of ['migrate', 'seed']) {
+      Object.defineProperty(face, name, {
+        configurable: true,
+        get: () => {
+          if (isInRequest())
+            throw new SessionError(
+              'ERR_SESSION_DESTROY',
+              `Inside of a request, knex.${name} is not for a session. Use the Knex instance itself.`,
+            );
+          return (knex as Record<string, unknown>)[name];
+        },
+      });
+    }
+    for (const name of EMITTER) face[name] = (...args: unknown[]) => knex[name]?.(...args);
+    return face as unknown as Knex;
+  }
+
+  private faceOf(client: SessionClient, prototype: object): object {
     const context = Object.create(this.contextPrototype) as Context;
     context.client = client;
     const session = (tableName?: unknown, options?: unknown): unknown => {
@@ -56,10 +90,9 @@ export class KnexFace {
       client.logger.warn('calling knex without a tableName is deprecated. Use knex.queryBuilder() instead.');
       return builder;
     };
-    Object.setPrototypeOf(session, this.sessionPrototype);
+    Object.setPrototypeOf(session, prototype);
     session.context = context;
-    scope.client = client;
-    scope.face = session as unknown as Session;
+    return session;
   }
 
   /** The pool as it is now: `knex.destroy()` makes Knex forget it, and `knex.initialize()` makes another. */
@@ -75,7 +108,8 @@ export class KnexFace {
             connection.__knex__disposed ??= new Error('A session that failed has destroyed its connection.');
             endAtOnce(connection);
           }
-          pool.release(connection);
+          // It may open another one for those who wait.
+          outsideOfContext(() => pool.release(connection));
         },
         get streamOption() {
           return streamOptionOf(client);
@@ -91,17 +125,31 @@ export class KnexFace {
   }
 
   /** Takes a connection from the pool, or a savepoint in the transaction that stands for Knex. */
-  async connect(scope: Scope, isWanted: () => boolean): Promise<Connection> {
-    if (this.outer) return OuterTransaction.join(this.outer, scope.client, streamOptionOf(this.outer.client));
+  async connect(scope: Scope, isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
+    if (this.outer) return OuterTransaction.join(this.outer, scope.client, streamOptionOf(this.outer.client), beginning);
     for (;;) {
-      const pg: PgConnection = await this.knex.client.acquireConnection();
-      const connection = new PooledConnection(pg, this.poolOf(this.knex.client), scope.client, scope.txid);
+      const pg: PgConnection = await outsideOfContext(() => this.knex.client.acquireConnection());
+      const connection = new PooledConnection(pg, this.poolOf(this.knex.client), scope.client, scope.txid, beginning);
       if (connection.isClean || !isWanted()) return connection;
       // Knex's own transactions may leave one busy, or in a transaction, and our COMMIT would commit that.
       connection.release();
     }
   }
 }
+
+const EMITTER = [
+  'on',
+  'once',
+  'off',
+  'addListener',
+  'removeListener',
+  'prependListener',
+  'prependOnceListener',
+  'removeAllListeners',
+  'listeners',
+  'listenerCount',
+  'emit',
+];
 
 /** tarn's, or Knex's face of a pg.Pool: what `client.releaseConnection` passes on to. */
 interface PoolOfKnex {
@@ -150,8 +198,17 @@ function clientOf(face: unknown): SessionClient {
   return (contextOf(face) as Context).client;
 }
 
-function scopeOf(face: unknown): Scope {
+export function scopeOf(face: unknown): Scope {
   return clientOf(face).scope;
+}
+
+function rootOf(face: unknown): SessionScope {
+  return scopeOf(face).root as SessionScope;
+}
+
+/** Of what gave the lease: a checkpoint may have put another one in its place. A foreign connection is for the session to refuse. */
+function transactionOf({ scope }: SessionClient, { transaction }: Partial<Lease>) {
+  return transaction ?? scope.transaction;
 }
 
 /** What a session's client does in its own way; everything else is inherited from the application's client. */
@@ -168,17 +225,20 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
       return this.scope.lease();
     },
     releaseConnection(this: SessionClient, lease: Lease): Promise<void> {
-      this.scope.transaction.returnLease(lease);
+      transactionOf(this, lease).returnLease(lease);
       return Promise.resolve();
     },
     query(this: SessionClient, lease: Lease, statement: Statement | string): Promise<unknown> {
       const asked = typeof statement === 'string' ? { sql: statement } : statement;
-      return this.scope.transaction.query(lease, this, asked);
+      return transactionOf(this, lease).query(lease, this, asked);
     },
     stream(this: SessionClient, lease: Lease, statement: Statement, stream: Transform, options: unknown) {
-      return this.scope.transaction.stream(lease, this, statement, stream, options);
+      bindToContext(stream);
+      return transactionOf(this, lease).stream(lease, this, statement, stream, options);
     },
     transaction(this: SessionClient, container: Container, config: Knex.TransactionConfig = {}): Promise<unknown> {
+      this.scope.decide();
+      if (this.scope.transaction.isAutocommit) return knex.client.transaction(container, config);
       return Savepoint.open(this.scope, container, config, (savepoint) => this.knexFace.dress(savepoint));
     },
     /** For `.timeout(ms, { cancel: true })`: its error need not wait for the statement's end, the next statement does. */
@@ -201,6 +261,37 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
       if (knex.isTransaction && (event === 'query' || event === 'query-error')) return true;
       return inherited.emit(event, ...values);
     },
+  });
+}
+
+/** What {@link KnexFace.scoped} does in its own way: leases are those of the session that is meant, connections those of the pool. */
+function scopedClientProperties(knex: Knex, current: () => Scope | undefined, isInRequest: () => boolean): PropertyDescriptorMap {
+  const { client } = knex;
+  const { query, stream, cancelQuery } = clientProperties(knex) as Record<string, { value: (...args: any[]) => any }>;
+  const ownOrPools = (own: { value: (...args: any[]) => any } | undefined, ofPool: (...args: any[]) => any) =>
+    function (this: SessionClient, ...args: any[]) {
+      // As the session's own: its listeners hear of it.
+      return isLease(args[0]) ? own?.value.apply((args[0].level as Scope).client, args) : ofPool.apply(client, args);
+    };
+  const onlyOutside =
+    (name: 'destroy' | 'initializePool') =>
+    (...args: unknown[]) => {
+      if (isInRequest()) refuseDestroy();
+      return client[name](...args);
+    };
+  return Object.getOwnPropertyDescriptors({
+    _events: undefined,
+    _eventsCount: 0,
+    // As Knex reports it, if it is not meant for anybody now.
+    acquireConnection: async () => current()?.lease() ?? client.acquireConnection(),
+    releaseConnection: async (lease: unknown) => (isLease(lease) ? lease.transaction.returnLease(lease) : client.releaseConnection(lease)),
+    query: ownOrPools(query, client.query),
+    stream: ownOrPools(stream, client.stream),
+    cancelQuery: ownOrPools(cancelQuery, client.cancelQuery),
+    transaction: (...args: unknown[]) => (current()?.client ?? client).transaction(...args),
+    emit: (event: string, ...values: unknown[]) => client.emit(event, ...values),
+    destroy: onlyOutside('destroy'),
+    initializePool: onlyOutside('initializePool'),
   });
 }
 
@@ -255,10 +346,27 @@ const sessionProperties: PropertyDescriptorMap = hidden({
   },
 
   get outcome() {
-    return scopeOf(this).transaction.outcome;
+    return rootOf(this).outcome;
   },
   get signal() {
     return scopeOf(this).transaction.signal;
+  },
+  get beforeCommit() {
+    return hookOf(this, 'beforeCommit');
+  },
+  get afterCommit() {
+    return hookOf(this, 'afterCommit');
+  },
+  get afterRollback() {
+    return hookOf(this, 'afterRollback');
+  },
+  get checkpoint() {
+    const scope = scopeOf(this);
+    return () => scope.checkpoint();
+  },
+  get set() {
+    const scope = scopeOf(this);
+    return (settings: Settings) => scope.set(settings);
   },
   setRollbackOnly(reason?: unknown): void {
     scopeOf(this).transaction.setRollbackOnly(reason);
@@ -274,6 +382,11 @@ const sessionProperties: PropertyDescriptorMap = hidden({
     return refuseLogin();
   },
 });
+
+function hookOf(face: unknown, kind: HookKind) {
+  const scope = scopeOf(face);
+  return (hook: unknown): void => scope.addHook(kind, hook);
+}
 
 function hidden(properties: object & ThisType<object>): PropertyDescriptorMap {
   const descriptors = Object.getOwnPropertyDescriptors(properties) as PropertyDescriptorMap;

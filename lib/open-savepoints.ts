@@ -67,7 +67,7 @@ export function savepointOver(): SessionClosedError {
   return new SessionClosedError('this savepoint has ended. Await what runs in session.transaction() before it returns.');
 }
 
-function isWithin(level: Level, savepoint: Level): boolean {
+export function isWithin(level: Level, savepoint: Level): boolean {
   for (let at: Level | undefined = level; at; at = at.parent) if (at === savepoint) return true;
   return false;
 }

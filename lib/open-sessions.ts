@@ -1,7 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Deadline } from './deadline';
+import { describe } from './describe';
 import { SessionUnavailableError } from './errors';
-import { aDurationFrom, describe, isDuration } from './options';
+import { aDurationFrom, isDuration } from './resolve-options';
 import type { Transaction } from './transaction';
 
 /** How the sessions of one middleware stand. */
@@ -26,8 +27,8 @@ export class OpenSessions {
   private onEmpty: (() => void)[] = [];
 
   /** @throws SessionUnavailableError while the application shuts down */
-  join(transaction: Transaction): void {
-    if (this.isDraining) throw shuttingDown('No session is opened any more.');
+  join(transaction: Transaction, { evenIfDraining = false } = {}): void {
+    if (this.isDraining && !evenIfDraining) throw shuttingDown('No session is opened any more.');
     this.open.add(transaction);
   }
 

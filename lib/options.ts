@@ -1,4 +1,5 @@
 import type { Request, Response } from 'express';
+import type { IsolationLevel, Settings } from './beginning';
 
 /** When the session is settled: see {@link SessionOptions.commitAt}. */
 export type CommitAt = 'head' | 'end' | 'finish';
@@ -48,6 +49,59 @@ export interface SessionOptions {
   shouldCommit?: ((req: Request, res: Response) => boolean) | undefined;
 
   /**
+   * The isolation level of the transaction.
+   *
+   * @default the server's (`default_transaction_isolation`)
+   * @example sessionMiddleware(knex, { isolationLevel: 'repeatable read' })
+   */
+  isolationLevel?: PerRequest<IsolationLevel | undefined> | undefined;
+
+  /**
+   * Whether the transaction may only read: a write fails with 25006. Below SERIALIZABLE its response does not wait for the answer to COMMIT,
+   * since nothing can be lost by it.
+   *
+   * @default the server's (`default_transaction_read_only`)
+   * @example sessionMiddleware(knex, { readOnly: (req) => req.method === 'GET' })
+   */
+  readOnly?: PerRequest<boolean | undefined> | undefined;
+
+  /**
+   * Whether a transaction that is SERIALIZABLE and read-only waits for a moment in which it cannot fail.
+   *
+   * @default the server's (`default_transaction_deferrable`)
+   * @example sessionOptions({ isolationLevel: 'serializable', readOnly: true, deferrable: true })
+   */
+  deferrable?: PerRequest<boolean | undefined> | undefined;
+
+  /**
+   * PostgreSQL's run-time settings, for the transaction only (`set_config(name, value, true)`): what row-level security reads.
+   *
+   * 1. They go with BEGIN: no statement ever runs without them.
+   * 2. A function is asked at the first statement. Nothing in place of a value (null, undefined), or an empty name, is `ERR_SESSION_OPTIONS`.
+   *
+   * @default none
+   * @example sessionMiddleware(knex, { settings: (req) => ({ 'app.tenant': req.user.tenant }) })
+   */
+  settings?: PerRequest<Settings> | undefined;
+
+  /**
+   * The role that the statements run as, for the transaction only (`SET LOCAL ROLE`). It goes with the settings.
+   *
+   * @default the one that has connected
+   * @example sessionMiddleware(knex, { role: (req) => (req.user ? 'app_user' : 'app_anonymous') })
+   */
+  role?: PerRequest<string> | undefined;
+
+  /**
+   * Whether the statements run in a transaction. Without, each commits by itself, on a connection that it takes for itself: for single reads,
+   * and to switch the package off by a flag. With `settings` or `role` it is `ERR_SESSION_OPTIONS`.
+   *
+   * @default true
+   * @example app.get('/accounts/:id', sessionOptions({ transaction: false }), showAccount)
+   */
+  transaction?: PerRequest<boolean> | undefined;
+
+  /**
    * What a client that disconnects before the response ends means for the work: it is cancelled and rolled back, or the handler goes on
    * and its response decides as always.
    *
@@ -82,6 +136,14 @@ export interface SessionOptions {
   settleTimeout?: PerRequest<number> | undefined;
 
   /**
+   * Whether the session is kept in AsyncLocalStorage, for `currentSession()` and `scopedSession()`. A value only.
+   *
+   * @default false
+   * @example sessionMiddleware(knex, { context: true })
+   */
+  context?: boolean | undefined;
+
+  /**
    * Receives the errors that no one else can: a ROLLBACK that failed (its `cause` is the error that it was for), a COMMIT that failed
    * after the response was under way.
    *
@@ -89,138 +151,4 @@ export interface SessionOptions {
    * @example sessionMiddleware(knex, { onError: (error, req) => log.error({ error, url: req?.originalUrl }) })
    */
   onError?: ((error: unknown, req?: Request) => void) | undefined;
-}
-
-interface Definition {
-  readonly default: unknown;
-  readonly isValid: (value: unknown) => boolean;
-  /** Completes "Expected `name` to be ...". */
-  readonly expected: string;
-  /** Whether a function stands for the value of one request. */
-  readonly perRequest: boolean;
-}
-
-const isFunction = (value: unknown): boolean => typeof value === 'function';
-
-/** Node's timers fire at once for more than this. */
-const LONGEST_TIMER_MS = 2 ** 31 - 1;
-/** Whether a number of milliseconds is one that a timer can wait for. */
-export const isDuration = (value: unknown, from = 1): boolean => typeof value === 'number' && value >= from && value <= LONGEST_TIMER_MS;
-export const aDurationFrom = (from: number): string => `a number of milliseconds from ${from} to ${LONGEST_TIMER_MS}`;
-
-/** The one place that lists the options and their defaults; the README's table is checked against it. */
-export const optionDefinitions = {
-  property: {
-    default: 'session',
-    isValid: (value) => typeof value === 'string' && value !== '',
-    expected: 'a non-empty string',
-    perRequest: false,
-  },
-  commitAt: {
-    default: 'head',
-    isValid: (value) => value === 'head' || value === 'end' || value === 'finish',
-    expected: "'head', 'end' or 'finish'",
-    perRequest: true,
-  },
-  shouldCommit: {
-    default: (_req: Request, res: Response): boolean => res.statusCode < 400,
-    isValid: isFunction,
-    expected: 'a function (req, res) => boolean',
-    perRequest: false,
-  },
-  onDisconnect: {
-    default: 'rollback',
-    isValid: (value) => value === 'rollback' || value === 'finish',
-    expected: "'rollback' or 'finish'",
-    perRequest: true,
-  },
-  acquireTimeout: { default: 5_000, isValid: (value) => isDuration(value), expected: aDurationFrom(1), perRequest: true },
-  transactionTimeout: {
-    default: 30_000,
-    isValid: (value) => value === 0 || isDuration(value),
-    expected: `${aDurationFrom(1)}, or 0 for no limit`,
-    perRequest: true,
-  },
-  settleTimeout: { default: 10_000, isValid: (value) => isDuration(value), expected: aDurationFrom(1), perRequest: true },
-  onError: { default: undefined, isValid: isFunction, expected: 'a function (error, req) => void', perRequest: false },
-} as const satisfies Record<keyof SessionOptions, Definition>;
-
-export type ResolvedOptions = Pick<SessionOptions, 'onError'> & {
-  [Name in Exclude<keyof SessionOptions, 'onError'>]-?: NonNullable<SessionOptions[Name]>;
-};
-
-/**
- * Checks options when the middleware is made, so that a mistake is seen at start-up, and fills in the defaults.
- *
- * @throws TypeError for an unknown name or a value of the wrong type
- */
-export function resolveOptions(
-  options: SessionOptions | undefined,
-  { of, known = Object.keys(optionDefinitions), hasRequest = true }: { of: string; known?: readonly string[]; hasRequest?: boolean },
-): ResolvedOptions {
-  if (options !== undefined && (typeof options !== 'object' || options === null || Symbol.iterator in options)) {
-    throw new TypeError(`Expected options to be an object such as { onError: (error) => ... }, got ${describe(options)}.`);
-  }
-  const resolved: Record<string, unknown> = {};
-  for (const [name, definition] of Object.entries(optionDefinitions)) resolved[name] = definition.default;
-  for (const [name, value] of Object.entries(options ?? {})) {
-    if (!known.includes(name)) throw unknownOption(name, of, known);
-    if (value === undefined) continue;
-    const definition: Definition = optionDefinitions[name as keyof typeof optionDefinitions];
-    if (!(hasRequest && definition.perRequest && isFunction(value))) assertValue(name, definition, value);
-    resolved[name] = value;
-  }
-  return resolved as unknown as ResolvedOptions;
-}
-
-/**
- * The value of an option for one request.
- *
- * @throws TypeError if the option's function returned something that is not a value of it
- */
-export function valueFor<T>(name: keyof typeof optionDefinitions, option: PerRequest<T>, req: Request): T {
-  if (typeof option !== 'function') return option;
-  const value = (option as (req: Request) => T)(req);
-  assertValue(name, optionDefinitions[name], value, ' to return');
-  return value;
-}
-
-export function limitsFor(options: ResolvedOptions, req: Request): Limits {
-  return {
-    acquireTimeout: valueFor('acquireTimeout', options.acquireTimeout, req),
-    transactionTimeout: valueFor('transactionTimeout', options.transactionTimeout, req),
-    settleTimeout: valueFor('settleTimeout', options.settleTimeout, req),
-  };
-}
-
-/** Whether two middlewares were made with the same options, so that one may stand for the other. */
-export function sameOptions(one: ResolvedOptions, other: ResolvedOptions): boolean {
-  return (Object.keys(optionDefinitions) as (keyof ResolvedOptions)[]).every((name) => one[name] === other[name]);
-}
-
-/** Names a value in an error message, without showing what is in it. */
-export function describe(value: unknown): string {
-  if (value === null || value === undefined) return String(value);
-  if (typeof value === 'string') return `'${value}'`;
-  if (typeof value === 'function') return value.name ? `a function (${value.name})` : 'a function';
-  if (typeof value === 'object') return value.constructor?.name ?? 'an object';
-  return String(value);
-}
-
-function assertValue(name: string, definition: Definition, value: unknown, verb = ' to be'): void {
-  if (definition.isValid(value)) return;
-  throw new TypeError(`Expected \`${name}\`${verb} ${definition.expected}, got ${describe(value)}.${mustBeSync(value)}`);
-}
-
-/** Completes a message about what a function of the application returned. */
-export function mustBeSync(value: unknown): string {
-  if (!(value instanceof Promise)) return '';
-  value.catch(() => {});
-  return ' It must answer at once.';
-}
-
-function unknownOption(name: string, of: string, known: readonly string[]): TypeError {
-  const meant = known.find((candidate) => candidate.toLowerCase() === name.toLowerCase());
-  const hint = meant ? `Did you mean \`${meant}\`?` : `${of} takes: ${known.join(', ')}.`;
-  return new TypeError(`Unknown option \`${name}\`. ${hint}`);
 }

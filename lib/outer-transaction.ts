@@ -1,10 +1,11 @@
 import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
+import { type Beginning, settingsCommand } from './beginning';
 import { cancelUntilReady } from './cancel-request';
 import type { Connection, KnexClient } from './connection';
-import { SessionClosedError, TransactionAbortedError } from './errors';
+import { SessionClosedError, SessionError, TransactionAbortedError } from './errors';
 import { isReady, type PgConnection, type Statement } from './postgres';
-import { Lease } from './statement-queue';
+import { isLease, type Lease } from './statement-queue';
 
 /**
  * A session inside someone else's `Knex.Transaction`: a savepoint in it, which Knex opens and ends, one after the other.
@@ -17,6 +18,7 @@ export class OuterTransaction implements Connection {
   private current: KnexClient | undefined;
   /** What a statement of ours runs on now. */
   private running: { connection: PgConnection | Lease; end: Promise<void> } | undefined;
+  private readonly settingsBefore: [name: string, value: string][] = [];
   private cancelling: Promise<void> | undefined;
   private giveUp!: () => void;
   /** Resolves when the session has no business with the connection any more, dead or not. */
@@ -36,7 +38,15 @@ export class OuterTransaction implements Connection {
     }
   }
 
-  static async join(outer: Knex.Transaction, client: KnexClient, streamOption: unknown): Promise<OuterTransaction> {
+  static async join(
+    outer: Knex.Transaction,
+    client: KnexClient,
+    streamOption: unknown,
+    { modes, settings }: Beginning,
+  ): Promise<OuterTransaction> {
+    if (modes.isolationLevel !== undefined || modes.readOnly !== undefined || modes.deferrable !== undefined) {
+      throw new SessionError('ERR_SESSION_OPTIONS', MODES_OF_ANOTHER);
+    }
     if (outer.isCompleted()) throw new SessionClosedError('the transaction that was given in place of Knex has ended.');
     const savepoint = await outer.transaction();
     // Knex hands a transaction out even if its SAVEPOINT has failed; this promise tells.
@@ -44,7 +54,33 @@ export class OuterTransaction implements Connection {
     const connection = await savepoint.client.acquireConnection();
     const joined = new OuterTransaction(savepoint, connection.__knexUid, client, streamOption);
     savepoint.client.releaseConnection(connection);
+    try {
+      await joined.set(settings);
+    } catch (error) {
+      await savepoint.rollback();
+      throw error;
+    }
     return joined;
+  }
+
+  /** Settings outlive RELEASE: they are put back before it. */
+  private async set(settings: readonly [name: string, value: string][]): Promise<void> {
+    await this.beforeSet(settings);
+    await this.apply(settings);
+  }
+
+  async beforeSet(settings: readonly [name: string, value: string][]): Promise<void> {
+    for (const [name] of settings) {
+      if (this.settingsBefore.some(([known]) => known === name)) continue;
+      const { rows } = await this.savepoint.raw('SELECT current_setting(?, true) AS value', [name]);
+      this.settingsBefore.push([name, rows[0].value ?? '']);
+    }
+  }
+
+  private async apply(settings: readonly [name: string, value: string][]): Promise<void> {
+    if (settings.length === 0) return;
+    const { text, values = [] } = settingsCommand(settings);
+    await this.savepoint.raw(text.replace(/\$\d+/g, '?'), [...values]);
   }
 
   query(client: KnexClient, statement: Statement): Promise<unknown> {
@@ -60,7 +96,7 @@ export class OuterTransaction implements Connection {
     const connection = await this.savepoint.client.acquireConnection();
     this.current = client;
     // A plain Knex.Transaction has no turns: behind a statement of others ours waits in pg's queue, and a cancel would hit theirs.
-    const isNext = connection instanceof Lease || isReady(connection);
+    const isNext = isLease(connection) || isReady(connection);
     try {
       const sent = send(connection);
       if (isNext) this.running = { connection, end: sent.then(noop, noop) };
@@ -88,6 +124,7 @@ export class OuterTransaction implements Connection {
       await this.rollback();
       throw new TransactionAbortedError(abortedBy);
     }
+    await this.apply(this.settingsBefore.reverse());
     await this.savepoint.commit();
     // Knex's commit() resolves even if it failed; this promise tells.
     await this.savepoint.executionPromise;
@@ -114,7 +151,7 @@ export class OuterTransaction implements Connection {
     const { running } = this;
     if (running === undefined) return;
     const { connection, end } = running;
-    if (!(connection instanceof Lease)) await cancelUntilReady(connection, this.streamOption, Promise.race([end, this.givenUp]));
+    if (!isLease(connection)) await cancelUntilReady(connection, this.streamOption, Promise.race([end, this.givenUp]));
     else if (connection.isRunning) await connection.connection.cancel();
   }
 
@@ -123,5 +160,8 @@ export class OuterTransaction implements Connection {
     this.giveUp();
   }
 }
+
+const MODES_OF_ANOTHER =
+  '`isolationLevel`, `readOnly` and `deferrable` are those of the transaction that was given in place of Knex, and cannot be changed inside of it.';
 
 function noop(): void {}

@@ -1,3 +1,5 @@
+import type { Command } from './beginning';
+
 /**
  * What only PostgreSQL and its driver know. The driver's objects are described here as far as they are used, so that
  * no copy of `pg` is imported: the application's own is at work.
@@ -62,9 +64,14 @@ export function isRead({ sql }: Statement): boolean {
   return /^\s*(?:select|with)\b/i.test(sql) && !/\b(?:insert|update|delete|merge)\b/i.test(sql);
 }
 
+/** Whether a statement writes, as far as its text tells. */
+export function isWrite({ sql }: Statement): boolean {
+  return /^\s*(?:with\b.*?\b)?(?:insert|update|delete|merge)\b/is.test(sql);
+}
+
 /** Follows the commands that were sent ahead of the first statement. */
 export interface Preamble {
-  readonly commands: readonly string[];
+  readonly commands: readonly Command[];
   /** Whether the driver was asked to send them. */
   isRequested: boolean;
   completed: number;
@@ -127,9 +134,9 @@ function makeGroupedQuery(Query: PgQueryClass) {
 
     // Here and not in `submit`: pg has checked the statement by now, so the Sync at its end is certain to follow.
     override prepare(wire: Wire): void {
-      for (const text of this.preamble.commands) {
+      for (const { text, values } of this.preamble.commands) {
         wire.parse({ text });
-        wire.bind({});
+        wire.bind(values ? { values } : {});
         wire.execute({});
       }
       // The simple protocol's results are text, whatever the connection asks for otherwise.
@@ -158,10 +165,10 @@ export function isComplete(preamble: Preamble): boolean {
   return preamble.completed >= preamble.commands.length;
 }
 
-/** Runs a command without parameters and returns its tag, which Knex throws away: COMMIT may be answered with ROLLBACK. */
-export function runCommand(connection: PgConnection, sql: string): Promise<string> {
+/** Runs a command and returns its tag, which Knex throws away: COMMIT may be answered with ROLLBACK. */
+export function runCommand(connection: PgConnection, { text, values }: Command): Promise<string> {
   return new Promise((resolve, reject) => {
-    connection.query(sql, (error, result) => (error ? reject(error) : resolve(result?.command ?? '')));
+    connection.query(values ? { text, values } : text, (error, result) => (error ? reject(error) : resolve(result?.command ?? '')));
   });
 }
 

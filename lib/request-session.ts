@@ -1,24 +1,37 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Request, Response } from 'express';
 import type { Knex } from 'knex';
+import { assertKnex } from './assert-knex';
+import type { Attempt } from './attempt';
+import type { Beginning, Settings } from './beginning';
 import type { Connection } from './connection';
+import { describe, mustBeSync } from './describe';
+import { BODY_STILL_ARRIVING, warn, watchPool, writesRolledBack } from './diagnostics';
 import { isGone, onClose } from './disconnect';
 import { isErrorHandler } from './error-response';
-import { SessionClosedError, type SessionError } from './errors';
+import { SessionClosedError, SessionError } from './errors';
+import type { Hook } from './hooks';
 import { KnexFace, ownerOf } from './knex-face';
 import type { OpenSessions } from './open-sessions';
-import { type CommitAt, describe, type Limits, limitsFor, mustBeSync, type OnDisconnect, type ResolvedOptions, valueFor } from './options';
+import type { CommitAt, OnDisconnect, PerRequest } from './options';
 import { report } from './report';
+import { optionDefinitions, pairsOf, type ResolvedOptions, type Terms, termsFor, valueFor } from './resolve-options';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
 import { cutConnection, spareConnection } from './response-hold';
 import { SessionScope } from './scope';
 import { type Decision, Transaction } from './transaction';
 import type { TransactionOwner } from './transaction-owner';
+import { runHook } from './unit-of-work';
 
 /** What a middleware was made with. */
 export interface Mount {
-  readonly knex: Knex;
+  /** Unless it is chosen for each request. */
+  readonly knex: Knex | undefined;
+  readonly choose: ((req: Request) => Knex) | undefined;
   readonly options: ResolvedOptions;
   readonly openSessions: OpenSessions;
+  /** Whether mistakes are told that do no harm yet. */
+  readonly isDiagnosing: boolean;
 }
 
 /**
@@ -30,16 +43,37 @@ const shared = globalThis as { [REGISTRY]?: { properties: Set<string>; used: Wea
 shared[REGISTRY] ??= { properties: new Set(), used: new WeakMap() };
 const { properties, used } = shared[REGISTRY];
 
+/** Sessions behind a getter: their Knex has not been chosen yet. */
+const unopened = new WeakMap<() => unknown, RequestSession>();
+
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
  * Until the first statement nothing is watched and nothing is wrapped.
  */
 export class RequestSession implements TransactionOwner, GateKeeper {
-  readonly scope: SessionScope;
-  private readonly face: KnexFace;
+  scope!: SessionScope;
+  /** The run of a retryable handler that it belongs to. */
+  private attempt: Attempt | undefined;
+  private given!: {
+    readonly routeOptions: ResolvedOptions | undefined;
+    readonly routeSettings: PerRequest<Settings>[];
+    readonly added: readonly [string, string][];
+    readonly rollbackOnly: Transaction['rollbackOnly'];
+  };
+  knex!: Knex;
+  private face!: KnexFace;
   private commitAt: CommitAt | undefined;
   private onDisconnect: OnDisconnect | undefined;
   private isWatched = false;
+  private unwatch: (() => void) | undefined;
+  private failedBefore = false;
+  private isEngaged = false;
+  /** Set when the response could not be held any more. */
+  private refusedBecause: string | undefined;
+  /** Those of the middleware, unless a route has others. */
+  private routeOptions: ResolvedOptions | undefined;
+  private routeSettings: PerRequest<Settings>[] = [];
+  private added: readonly [string, string][] = [];
   private isClientGone = false;
   private gate: ResponseGate | undefined;
   /** Set when an error of the request has rolled the session back. */
@@ -49,56 +83,267 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     readonly mount: Mount,
     private readonly exchange: Exchange,
   ) {
-    this.face = KnexFace.of(mount.knex);
+    if (mount.knex) this.open(mount.knex);
+  }
+
+  private open(knex: Knex): void {
+    this.knex = knex;
+    this.face = KnexFace.of(knex);
     this.scope = new SessionScope(new Transaction(this));
     this.face.dress(this.scope);
+    if (this.mount.isDiagnosing) {
+      this.scope.transaction.writes = 0;
+      watchPool(knex, RequestSession.holdConnection);
+    }
   }
+
+  /** Itself, on the Knex that is chosen now if that has not happened yet. @throws TypeError if none was chosen */
+  get opened(): this {
+    if (this.scope as SessionScope | undefined) return this;
+    const knex: unknown = this.mount.choose?.(this.exchange.req);
+    mustBeSync(knex);
+    assertKnex(knex, 'the function `knex` to return a Knex instance');
+    this.open(knex);
+    if (this.failedBefore) void this.scope.fail(undefined, AN_ERROR_WAS_PASSED_ON).catch(() => {});
+    return this;
+  }
+
+  /** Puts the session on the request; one whose Knex is chosen when it is first asked for. */
+  attach(): void {
+    const { req } = this.exchange;
+    const { property } = this.mount.options;
+    if (this.scope) {
+      (req as unknown as Record<string, unknown>)[property] = this.scope.face;
+      return;
+    }
+    const setTo = (value: unknown): void => {
+      Object.defineProperty(req, property, { configurable: true, enumerable: true, writable: true, value });
+    };
+    const get = (): unknown => {
+      setTo(this.opened.scope.face);
+      return this.scope.face;
+    };
+    RequestSession.mayBeUnopened = true;
+    unopened.set(get, this);
+    Object.defineProperty(req, property, { configurable: true, enumerable: true, get, set: setTo });
+  }
+
+  /** Whether any Knex is ever chosen for a request. */
+  static mayBeUnopened = false;
 
   /** Makes a property known, when its middleware is made. */
   static register(property: string): void {
     properties.add(property);
   }
 
+  /** A session whose Knex has not been chosen yet. */
+  static unopenedAt(req: Request, property: string): RequestSession | undefined {
+    const get = Object.getOwnPropertyDescriptor(req, property)?.get;
+    return get && unopened.get(get);
+  }
+
+  /** Those that are on a request now. */
+  static attachedTo(req: Request): RequestSession[] {
+    const sessions: RequestSession[] = [];
+    for (const property of properties) {
+      const owner = RequestSession.unopenedAt(req, property) ?? ownerOf((req as unknown as Record<string, unknown>)[property]);
+      if (owner && 'mount' in owner) sessions.push(owner as RequestSession);
+    }
+    return sessions;
+  }
+
   /** All sessions of a request: those that have been used, wherever they are now, and those that are attached to it. */
   static of(req: Request, res: Response): RequestSession[] {
-    const sessions = new Set(used.get(res));
-    for (const property of properties) {
-      const owner = ownerOf((req as unknown as Record<string, unknown>)[property]);
-      if (owner && 'mount' in owner) sessions.add(owner as RequestSession);
-    }
-    return [...sessions];
+    return [...new Set([...(used.get(res) ?? []), ...RequestSession.attachedTo(req)])];
   }
 
   // What the transaction asks for.
 
-  connect(isWanted: () => boolean): Promise<Connection> {
-    return this.face.connect(this.scope, isWanted);
+  connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
+    if (this.mount.isDiagnosing) setTimeout(() => this.diagnoseBody(), SLOW_BODY_MS).unref();
+    return this.face.connect(this.scope, isWanted, beginning);
   }
 
   assertUsable(): void {
     const { req, res } = this.exchange;
+    if (this.attempt?.isOver) throw new SessionClosedError(ANOTHER_ATTEMPT);
     // The end first: every response is destroyed after it.
-    if (res.writableEnded) throw new SessionClosedError(RESPONSE_HAS_ENDED);
+    if (res.writableEnded && !this.scope.transaction.isRunningHooks) throw new SessionClosedError(RESPONSE_HAS_ENDED);
     if (isGone(req, res) && !this.letsHandlerFinish) throw new SessionClosedError(CLIENT_HAS_GONE);
   }
 
-  onFirstUse(): Limits {
+  onFirstUse(): Terms {
+    const { transaction } = this.scope;
+    if (transaction.isAutocommit) return this.terms();
     this.assertUsable();
+    return this.engage(() => {
+      const terms = this.terms();
+      this.mount.openSessions.join(transaction);
+      return terms;
+    });
+  }
+
+  /** @param others what a hook's own session has set */
+  private terms(others: readonly [string, string][] = []): Terms {
+    const { req } = this.exchange;
+    const ofRoute = this.routeSettings.flatMap((settings) => pairsOf(settings, req));
+    return termsFor(this.options, req, [...ofRoute, ...this.added, ...others]);
+  }
+
+  onCheckpoint(): void {
+    // While COMMIT was under way, it was left to finish.
     const { req, res } = this.exchange;
-    const { options, openSessions } = this.mount;
-    used.set(res, [...(used.get(res) ?? []), this]);
-    let limits: Limits;
+    if (this.isWatched && isGone(req, res)) this.onClose();
+  }
+
+  onHook(): void {
+    this.engage(() => {});
+  }
+
+  onSet(settings: readonly [string, string][]): void {
+    this.added = [...this.added, ...settings];
+  }
+
+  wantsAutocommit(): boolean {
+    const { transaction, settings, role } = this.options;
+    if (transaction === true || this.face.outer || valueFor('transaction', transaction, this.exchange.req)) return false;
+    if (settings === undefined && role === undefined && this.added.length === 0 && this.routeSettings.length === 0) return true;
+    throw new SessionError('ERR_SESSION_OPTIONS', SETTINGS_NEED_A_TRANSACTION);
+  }
+
+  willRepeat(error: unknown): boolean {
+    // By the response: a handler that commits by itself may take the error as it is.
+    return this.gate?.settling !== undefined && (this.attempt?.takes(error) ?? false);
+  }
+
+  // What an attempt asks for.
+
+  /** Whether the error handlers have had the error from the session itself. */
+  hasTold(error: unknown): boolean {
+    return this.gate !== undefined && (this.scope as SessionScope | undefined)?.transaction.interruptedBy === error;
+  }
+
+  /** Whether anything has been asked of it. */
+  get hasWork(): boolean {
+    return this.isEngaged || (this.scope as SessionScope | undefined)?.outcome === 'committed';
+  }
+
+  /** Whether something is stored, or may be. */
+  get hasLastingWork(): boolean {
+    const scope = this.scope as SessionScope | undefined;
+    if (!scope) return false;
+    const { outcome, isAutocommit, isSettled } = scope.transaction;
+    return scope.hasCheckpoint || isAutocommit || outcome === 'committed' || outcome === 'unknown' || (outcome === 'open' && isSettled);
+  }
+
+  /** Whether bytes of the response have left; undefined if it is not watched. */
+  get hasHandedOn(): boolean | undefined {
+    return this.gate && (this.gate.hasHandedOn || this.gate.hadHead);
+  }
+
+  /** What was asked of it before holds for each attempt. */
+  begin(attempt: Attempt): void {
+    const rollbackOnly = (this.scope as SessionScope | undefined)?.transaction.rollbackOnly;
+    const { routeOptions, routeSettings, added } = this;
+    this.attempt = attempt;
+    this.given = { routeOptions, routeSettings: [...routeSettings], added, rollbackOnly };
+  }
+
+  /** Settles with the response, if that has been decided upon. */
+  get decided(): Promise<void> | undefined {
+    return this.gate?.settling;
+  }
+
+  /** Rolls back an attempt that has failed. Never rejects. */
+  async giveUp(error: unknown): Promise<void> {
+    const scope = this.scope as SessionScope | undefined;
+    if (!scope) return;
+    scope.transaction.hooks = undefined;
+    await scope.fail(error, ANOTHER_ATTEMPT).catch(() => {});
+    this.gate?.takeBack();
+    this.unwatch?.();
+  }
+
+  /** A session like this one before its first use, in its place. */
+  another(): RequestSession {
+    const { res, req } = this.exchange;
+    const other = new RequestSession(this.mount, this.exchange);
+    const { rollbackOnly, ...given } = this.given;
+    Object.assign(other, given);
+    used.set(
+      res,
+      (used.get(res) ?? []).filter((session) => session !== this),
+    );
+    delete (req as unknown as Record<string, unknown>)[this.mount.options.property];
+    other.attach();
+    if (rollbackOnly) other.opened.scope.transaction.rollbackOnly = rollbackOnly;
+    return other;
+  }
+
+  // What the gate asks for, when it has failed.
+
+  retry(error: unknown): (() => void) | undefined {
+    const { attempt } = this;
+    return attempt?.takes(error) ? () => void attempt.repeat(error) : undefined;
+  }
+
+  runHook(hook: Hook): Promise<void> {
+    const { knex, mount } = this;
+    const terms = (own: readonly [string, string][]): Terms => this.terms(own);
+    try {
+      this.scope.decide();
+    } catch (error) {
+      this.report(error);
+      return Promise.resolve();
+    }
+    return runHook(
+      {
+        knex,
+        isChosen: mount.choose !== undefined,
+        terms,
+        openSessions: mount.openSessions,
+        report: (error) => this.report(error),
+        isAutocommit: this.scope.transaction.isAutocommit,
+      },
+      hook,
+    );
+  }
+
+  private get options(): ResolvedOptions {
+    return this.routeOptions ?? this.mount.options;
+  }
+
+  /** @throws SessionError `ERR_SESSION_OPTIONS` if the first statement has come before */
+  changeOptions(options: Partial<ResolvedOptions>): void {
+    const scope = this.scope as SessionScope | undefined;
+    if (this.isEngaged || scope?.isDecided || scope?.transaction.isSettled) {
+      throw new SessionError('ERR_SESSION_OPTIONS', OPTIONS_CAME_LATE);
+    }
+    // The application's settings hold as well: what row-level security reads must not go because a route adds a timeout.
+    const { settings, ...others } = options;
+    if (settings !== undefined) this.routeSettings.push(settings);
+    this.routeOptions = { ...this.options, ...others };
+  }
+
+  /** With the first statement, or hook: from now on the response waits for the session. @param start what may still refuse it */
+  private engage<T>(start: () => T): T {
+    if (this.refusedBecause) throw new SessionClosedError(this.refusedBecause);
+    if (this.isEngaged) return start();
+    const { req, res } = this.exchange;
+    let started: T;
     try {
       // Before it is needed, in a listener: what it throws would end the process there.
-      this.onDisconnect ??= valueFor('onDisconnect', options.onDisconnect, req);
+      this.onDisconnect ??= valueFor('onDisconnect', this.options.onDisconnect, req);
       this.watch();
-      limits = limitsFor(options, req);
-      this.commitAt = valueFor('commitAt', options.commitAt, req);
-      openSessions.join(this.scope.transaction);
+      this.commitAt = valueFor('commitAt', this.options.commitAt, req);
+      started = start();
     } catch (error) {
       // The handler may swallow it, and must not answer with a success then.
       this.gate = ResponseGate.keep(this.exchange, this);
       throw error;
+    } finally {
+      this.isEngaged = true;
+      used.set(res, [...(used.get(res) ?? []), this]);
     }
     if (this.commitAt === 'finish') {
       res.once('finish', () => this.settleAfterFinish());
@@ -106,11 +351,12 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     } else {
       const letsBytesFlow = this.commitAt === 'end';
       if (!canStillHold(res, letsBytesFlow)) {
-        throw new SessionClosedError(letsBytesFlow ? RESPONSE_IS_UNDER_WAY : RESPONSE_HAS_BEGUN);
+        this.refusedBecause = letsBytesFlow ? RESPONSE_IS_UNDER_WAY : RESPONSE_HAS_BEGUN;
+        throw new SessionClosedError(this.refusedBecause);
       }
       this.gate = ResponseGate.keep(this.exchange, this);
     }
-    return limits;
+    return started;
   }
 
   onSignal(): void {
@@ -132,8 +378,8 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     }
   }
 
-  onReleased(): void {
-    this.mount.openSessions.leave(this.scope.transaction);
+  onReleased(transaction: Transaction): void {
+    this.mount.openSessions.leave(transaction);
   }
 
   onError(error: unknown): void {
@@ -147,7 +393,9 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     return this.commitAt === 'end' || this.scope.transaction.hasOpenStream;
   }
 
-  async settle(isBeginning: boolean, hasFailed: boolean): Promise<void> {
+  async settle(isBeginning: boolean, failedBefore?: { readonly error: unknown }): Promise<void> {
+    const hasFailed = failedBefore !== undefined;
+    if (hasFailed && this.attempt?.takes(failedBefore.error)) this.scope.transaction.hooks = undefined;
     if (this.failure) {
       await this.settleFailed(this.failure);
       return;
@@ -155,12 +403,15 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const { interruptedBy } = this.scope.transaction;
     if (interruptedBy && !this.isClientGone) {
       await this.scope.settle('rollback', RESPONSE_HAS_ENDED).catch(() => {});
+      // The handler first, which hears of it by its statement: behind the error handlers, its rejection would be told once more, by Express.
+      await nextTurn();
       throw interruptedBy;
     }
     const because = isBeginning ? RESPONSE_HAS_BEGUN : RESPONSE_HAS_ENDED;
     let decision: Decision;
     try {
       decision = hasFailed ? 'rollback' : this.decide();
+      if (this.mount.isDiagnosing && decision === 'rollback' && !hasFailed) this.diagnoseRollback();
     } catch (error) {
       await this.scope.settle('rollback', because).catch(() => {});
       throw error;
@@ -171,7 +422,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   report(error: unknown): void {
-    report(this.mount.knex, this.mount.options.onError, error, this.exchange.req);
+    report(this.knex, this.options.onError, error, this.exchange.req);
   }
 
   /**
@@ -181,12 +432,20 @@ export class RequestSession implements TransactionOwner, GateKeeper {
    *   a response meanwhile, and there is none left for the error
    */
   fail(error: unknown): Promise<'decided' | 'passed on' | 'rolled back'> | undefined {
+    if (!this.scope) {
+      this.failedBefore = true;
+      return undefined;
+    }
     const { gate } = this;
     // What the gate itself passes on goes on at once: an error of the old handler must not overtake it.
-    if (gate?.settling) return isErrorHandler(this.exchange.res) ? undefined : gate.settling.then(() => 'decided');
+    if (gate?.settling) {
+      // What has interrupted the session has been passed on; the handler hears of it by its statement, and may pass it on again.
+      const isKnown = error === this.scope.transaction.interruptedBy;
+      return isErrorHandler(this.exchange.res) ? undefined : gate.settling.then(() => (isKnown ? 'passed on' : 'decided'));
+    }
     if (this.commitAt === 'finish' && this.exchange.res.writableEnded) return undefined;
     const rolledBack = this.scope.fail(error, AN_ERROR_WAS_PASSED_ON).catch(() => {});
-    if (!this.scope.transaction.isUsed) return undefined;
+    if (!this.isEngaged) return undefined;
     const failure = { error, isPassedOn: false };
     this.failure = failure;
     return rolledBack.then(async () => {
@@ -218,14 +477,32 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   private decide(): Decision {
     const { req, res } = this.exchange;
-    const answer: unknown = this.mount.options.shouldCommit(req, res);
+    const answer: unknown = this.options.shouldCommit(req, res);
     if (typeof answer === 'boolean') return answer ? 'commit' : 'rollback';
     throw new TypeError(`Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`);
   }
 
+  private static holdConnection(req: Request, knex: Knex): boolean {
+    return RequestSession.attachedTo(req).some((session) => session.knex === knex && session.scope.transaction.isConnected);
+  }
+
+  private diagnoseBody(): void {
+    const { req } = this.exchange;
+    const { isConnected, isAutocommit } = this.scope.transaction;
+    const hasBody = Number(req.headers['content-length']) > 0 || req.headers['transfer-encoding'] !== undefined;
+    if (hasBody && !req.complete && !req.destroyed && isConnected && !isAutocommit) warn('BODY_STILL_ARRIVING', req, BODY_STILL_ARRIVING);
+  }
+
+  private diagnoseRollback(): void {
+    const { req, res } = this.exchange;
+    const { writes = 0, rollbackOnly, isSettled } = this.scope.transaction;
+    const isByStatus = res.statusCode >= 400 && this.options.shouldCommit === optionDefinitions.shouldCommit.default;
+    if (writes > 0 && isByStatus && !rollbackOnly && !isSettled) warn('WRITES_ROLLED_BACK', req, writesRolledBack(writes, res.statusCode));
+  }
+
   /** Whether a client that leaves means nothing to the work. */
   private get letsHandlerFinish(): boolean {
-    this.onDisconnect ??= valueFor('onDisconnect', this.mount.options.onDisconnect, this.exchange.req);
+    this.onDisconnect ??= valueFor('onDisconnect', this.options.onDisconnect, this.exchange.req);
     return this.onDisconnect === 'finish';
   }
 
@@ -234,15 +511,16 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     this.isWatched = true;
     const { req, res } = this.exchange;
     if (isGone(req, res)) this.onClose();
-    else onClose(req, res, () => this.onClose());
+    else this.unwatch = onClose(req, res, () => this.onClose());
   }
 
   private onClose(): void {
     const { res } = this.exchange;
     const { transaction } = this.scope;
     // Once the response is decided upon, a COMMIT is left to finish; after the response, there is nothing left to do.
-    if (this.gate?.settling || transaction.isSettled) return;
-    if (res.writableFinished && (this.commitAt === 'finish' || !transaction.isUsed)) return;
+    const isDecided = this.gate?.settling !== undefined || transaction.isSettled;
+    if (isDecided && !transaction.isRunningHooks) return;
+    if (res.writableFinished && (this.commitAt === 'finish' || !this.isEngaged)) return;
     if (this.letsHandlerFinish) {
       if (this.commitAt === 'finish') this.settleAtEnd();
       return;
@@ -258,9 +536,12 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   private settleAfterFinish(): void {
     if (this.scope.transaction.interruptedBy) return;
-    this.settle(false, false).catch((error) => this.report(error));
+    this.settle(false).catch((error) => this.report(error));
   }
 }
+
+/** A body that takes longer than this has been waited for. */
+const SLOW_BODY_MS = 100;
 
 const RESPONSE_HAS_ENDED =
   'the response has ended. Await every statement before you send the response; for work after it, use withSession().';
@@ -270,5 +551,10 @@ const RESPONSE_IS_UNDER_WAY =
   'the response is under way, and its end can no longer be held: it has declared a length, or has none. Run the first statement before its head leaves.';
 const CLIENT_HAS_GONE =
   "the client has disconnected, and its work was rolled back. Pass { onDisconnect: 'finish' } if it must be done all the same.";
+const ANOTHER_ATTEMPT = 'its attempt has failed, and the handler runs again (retryable). Await every statement before the handler ends.';
+const OPTIONS_CAME_LATE =
+  'sessionOptions() came after the first statement, or hook, of the session. Mount it before whatever runs statements.';
+const SETTINGS_NEED_A_TRANSACTION =
+  '`settings` and `role` hold for one transaction, and this request has none ({ transaction: false }). Leave one of them out.';
 const AN_ERROR_WAS_PASSED_ON =
   'an error went to the error handlers, and has rolled it back. For work in an error handler, use withSession().';

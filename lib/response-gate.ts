@@ -14,9 +14,11 @@ export interface GateKeeper {
    * Settles; the response goes when this resolves, and is replaced by the error when it rejects.
    *
    * @param isBeginning whether the handler goes on writing
-   * @param hasFailed whether another keeper has failed already
+   * @param failure of another keeper, if there was one already
    */
-  settle(isBeginning: boolean, hasFailed: boolean): Promise<void>;
+  settle(isBeginning: boolean, failure?: { readonly error: unknown }): Promise<void>;
+  /** What is done in place of answering with the error, once the response has been taken back; nothing if it is to be answered. */
+  retry?(error: unknown): (() => void) | undefined;
   /** Receives an error that can no longer become a response. */
   report(error: unknown): void;
 }
@@ -69,7 +71,9 @@ export class ResponseGate {
   private readonly res: Response & Internals;
   private readonly head: DeferredHead;
   /** Whether anything was handed on, be it to Node or to what other middleware has put in between. */
-  private hasHandedOn: boolean;
+  hasHandedOn: boolean;
+  /** Whether there was a head before: middleware in between may keep what was written since. */
+  readonly hadHead: boolean;
   /** Bytes to come until the response is complete, if it has declared them. */
   private remainingLength: number | undefined;
   /** Calls that wait. */
@@ -82,6 +86,7 @@ export class ResponseGate {
     this.savedHead = new SavedHead(res, exchange.earlyHeaders);
     this.head = new DeferredHead(res);
     this.hasHandedOn = res._headerSent;
+    this.hadHead = (res as { _header?: unknown })._header != null;
     if (res._headerSent) this.phase = 'streaming';
     this.overrides = new Overrides<ServerResponse>(res);
     this.original = {
@@ -93,7 +98,7 @@ export class ResponseGate {
     // What a compression mounted after us will put here must go with a discarded response.
     this.overrides.remember('on', 'addListener', 'once', 'flush');
     this.drain = new HeldDrain(res);
-    res.on('pipe', (source) => this.sources.add(source));
+    res.on('pipe', this.onPipe);
   }
 
   /** Sets a keeper at the gate of a response; all its keepers share one. */
@@ -103,6 +108,8 @@ export class ResponseGate {
     holder[GATE].keepers.push(keeper);
     return holder[GATE];
   }
+
+  private readonly onPipe = (source: { unpipe(destination: unknown): unknown }): void => void this.sources.add(source);
 
   private writeHead(args: unknown[]): unknown {
     // Node refuses a second head, and a wrong one, by itself.
@@ -270,6 +277,13 @@ export class ResponseGate {
           letSocketGo();
           return;
         }
+        const retry = keeper.retry?.(error);
+        if (retry) {
+          this.takeBack();
+          letSocketGo();
+          retry();
+          return;
+        }
         onClose(this.exchange.req, res, letSocketGo);
         this.discard(error);
       },
@@ -280,7 +294,7 @@ export class ResponseGate {
     let first = failure;
     for (const keeper of this.keepers) {
       try {
-        await keeper.settle(isBeginning, first !== undefined);
+        await keeper.settle(isBeginning, first);
       } catch (error) {
         if (first && error !== first.error) keeper.report(error);
         first ??= { error, keeper };
@@ -317,12 +331,29 @@ export class ResponseGate {
     });
   }
 
-  private discard(error: unknown): void {
-    const { res, exchange, hasHandlerEnded } = this;
+  /** Nothing has been sent, and another attempt begins with a gate of its own. */
+  takeBack(): void {
+    if (this.phase === 'discarded') return;
+    if (this.phase !== 'passed') {
+      this.head.letGo();
+      this.overrides.remove({ force: true });
+    }
+    this.drop();
+    this.res.removeListener('pipe', this.onPipe);
+    delete (this.res as { [GATE]?: ResponseGate })[GATE];
+  }
+
+  private drop(): void {
+    const { res } = this;
     this.phase = 'discarded';
     delete (res as { writableEnded?: boolean }).writableEnded;
     this.queue = [];
     for (const source of this.sources) source.unpipe(res);
+  }
+
+  private discard(error: unknown): void {
+    const { res, exchange, hasHandlerEnded } = this;
+    this.drop();
     this.savedHead.restore();
     spareConnection(exchange.req, res);
     // A pipe that has been taken off writes no more.

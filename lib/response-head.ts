@@ -35,6 +35,11 @@ export function earlyHeaders(res: ServerResponse): EarlyHeaders {
   return values;
 }
 
+/** `appendHeader` adds to the array that is there. */
+function copyOf(value: Value): Value {
+  return Array.isArray(value) ? [...value] : value;
+}
+
 /** Node's own notes on a response's head. */
 interface HeadFields {
   shouldKeepAlive: boolean;
@@ -59,26 +64,38 @@ const unmade = {
 export class SavedHead {
   private readonly headers: Record<string, Value>;
   private readonly fields: HeadFields;
+  private readonly status: { statusCode: number; statusMessage: string };
 
   constructor(
     private readonly res: ServerResponse,
     private readonly early: EarlyHeaders,
   ) {
-    this.headers = { ...res.getHeaders() };
+    this.headers = Object.fromEntries(Object.entries(res.getHeaders()).map(([name, value]) => [name, copyOf(value)]));
+    this.status = { statusCode: res.statusCode, statusMessage: res.statusMessage };
     const { shouldKeepAlive, useChunkedEncodingByDefault, sendDate } = res as unknown as HeadFields;
     this.fields = { shouldKeepAlive, useChunkedEncodingByDefault, sendDate };
   }
 
-  /** Takes back what the handler has set, for the error response that comes instead. */
-  restore(): void {
+  /** Takes back all that has been set since, as if the handler had not run. */
+  rewind(): void {
     const { res, headers } = this;
     Object.assign(res, unmade);
     for (const name of res.getHeaderNames()) {
       if (!(name in headers)) res.removeHeader(name);
     }
     for (const [name, value] of Object.entries(headers)) {
-      if (value !== undefined && res.getHeader(name) !== value) res.setHeader(name, value);
+      if (value !== undefined && res.getHeader(name) !== value) res.setHeader(name, copyOf(value) as OutgoingHttpHeader);
     }
+    // Node remembers that a header was removed, and then does not make one itself.
+    Object.assign(res, unmade, this.fields, this.status, { _hasBody: res.req.method !== 'HEAD' });
+  }
+
+  /** Takes back what the handler has set, for the error response that comes instead. */
+  restore(): void {
+    const { res } = this;
+    const { statusCode, statusMessage } = res;
+    this.rewind();
+    Object.assign(res, { statusCode, statusMessage });
     for (const name of representation) res.removeHeader(name);
     promises.forEach((name, i) => {
       const value = this.early?.[i];

@@ -1,4 +1,6 @@
 import type { Knex } from 'knex';
+import { settingsToSet } from './beginning';
+import { SessionError } from './errors';
 import { savepointOver } from './open-savepoints';
 import { Scope } from './scope';
 import type { Session } from './session';
@@ -10,6 +12,7 @@ export type Container = (transaction: Session) => unknown;
 /** A savepoint: what `session.transaction()` opens. */
 export class Savepoint extends Scope {
   private isEnded = false;
+  private readonly settings: [string, string][] = [];
 
   private constructor(
     override readonly parent: Scope,
@@ -64,6 +67,23 @@ export class Savepoint extends Scope {
     return this.transaction.lease(this);
   }
 
+  async set(settings: unknown): Promise<void> {
+    const pairs = settingsToSet(settings);
+    await this.apply(pairs);
+    this.noteSettings(pairs);
+  }
+
+  override noteSettings(settings: readonly [string, string][]): void {
+    this.settings.push(...settings);
+  }
+
+  async checkpoint(): Promise<void> {
+    throw new SessionError(
+      'ERR_SAVEPOINT_OPEN',
+      'checkpoint() commits the whole session, and was called on a savepoint. Call it on the session, after the end of the savepoint.',
+    );
+  }
+
   async commit(value?: unknown): Promise<void> {
     if (this.isEnded) return;
     this.isEnded = true;
@@ -75,6 +95,7 @@ export class Savepoint extends Scope {
       this.rejectExecution(error);
       throw error;
     }
+    this.parent.noteSettings(this.settings);
     this.resolveExecution(value);
   }
 

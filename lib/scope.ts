@@ -1,9 +1,12 @@
+import { Autocommit, nothingToRollBack } from './autocommit';
+import { settingsCommand, settingsToSet } from './beginning';
 import type { KnexClient } from './connection';
-import { SessionError } from './errors';
-import type { Level } from './open-savepoints';
+import { SessionClosedError, SessionError } from './errors';
+import type { HookKind } from './hooks';
+import { type Level, savepointOver } from './open-savepoints';
 import type { Session } from './session';
 import type { Lease } from './statement-queue';
-import type { Decision, Transaction } from './transaction';
+import type { Decision, Outcome, Transaction } from './transaction';
 
 let scopes = 0;
 
@@ -23,9 +26,18 @@ export abstract class Scope implements Level {
   private end: ((execution: Deferred) => void) | undefined;
 
   constructor(
-    readonly transaction: Transaction,
+    public transaction: Transaction,
     readonly parent: Scope | undefined,
   ) {}
+
+  get root(): Scope {
+    return this.parent?.root ?? this;
+  }
+
+  addHook(kind: HookKind, hook: unknown): void {
+    if (this.isOver) throw savepointOver();
+    this.transaction.addHook(kind, hook, this, this.root.face);
+  }
 
   /** The id of the transaction in Knex's events, and the savepoint's name. */
   get txid(): string {
@@ -37,6 +49,12 @@ export abstract class Scope implements Level {
   abstract isCompleted(): boolean;
   abstract readonly isOver: boolean;
   abstract lease(): Promise<Lease>;
+  /** See {@link Session.checkpoint}. */
+  abstract checkpoint(): Promise<void>;
+  /** See {@link Session.set}. */
+  abstract set(settings: unknown): Promise<void>;
+  /** Before the first statement of a session: whether there is a transaction at all. */
+  decide(): void {}
 
   /** As Knex's: resolves with the value given to commit, rejects with the error given to rollback. */
   get executionPromise(): Promise<unknown> {
@@ -45,6 +63,23 @@ export abstract class Scope implements Level {
       this.end?.(this.execution);
     }
     return this.execution.promise;
+  }
+
+  /** Takes note of settings that hold up to the end of the level above. */
+  abstract noteSettings(settings: readonly [name: string, value: string][]): void;
+
+  protected async apply(settings: readonly [name: string, value: string][]): Promise<void> {
+    if (settings.length === 0) return;
+    const { text: sql, values: bindings = [] } = settingsCommand(settings);
+    const lease = await this.lease();
+    try {
+      await lease.connection.beforeSet?.(settings);
+      await lease.transaction.query(lease, this.client, { sql, bindings });
+      // Rolled back with a savepoint of another level, it would be missing.
+      lease.transaction.noteWrite(lease.level);
+    } finally {
+      lease.transaction.returnLease(lease);
+    }
   }
 
   protected resolveExecution(value: unknown): void {
@@ -65,6 +100,10 @@ export abstract class Scope implements Level {
 /** The session's own level: its end is the end of the transaction. */
 export class SessionScope extends Scope {
   private isRollbackErrorTold = false;
+  hasCheckpoint = false;
+  isDecided = false;
+  /** Set when the end was asked for, in contrast to a checkpoint. */
+  private isEnding = false;
 
   constructor(transaction: Transaction) {
     super(transaction, undefined);
@@ -73,32 +112,92 @@ export class SessionScope extends Scope {
   readonly isOver = false;
 
   lease(): Promise<Lease> {
+    this.decide();
     return this.transaction.lease(this);
+  }
+
+  override decide(): void {
+    if (this.isDecided) return;
+    const { transaction } = this;
+    if (transaction.owner.wantsAutocommit()) this.transaction = Autocommit.inPlaceOf(transaction);
+    this.isDecided = true;
+  }
+
+  /** Without a transaction yet, they go with its BEGIN. Those that have been set hold for the transactions after a checkpoint, too. */
+  async set(settings: unknown): Promise<void> {
+    const { transaction } = this;
+    const pairs = settingsToSet(settings);
+    if (transaction.isAutocommit || (!this.isDecided && transaction.owner.wantsAutocommit())) throw nothingToRollBack('set');
+    transaction.assertOpen();
+    if (transaction.isUsed) await this.apply(pairs);
+    this.noteSettings(pairs);
+  }
+
+  override noteSettings(settings: readonly [string, string][]): void {
+    this.transaction.owner.onSet(settings);
+  }
+
+  get outcome(): Outcome {
+    const { outcome } = this.transaction;
+    return outcome === 'unused' && this.hasCheckpoint ? 'committed' : outcome;
   }
 
   isCompleted(): boolean {
     return this.transaction.isSettled;
   }
 
-  async commit(value?: unknown): Promise<void> {
+  /** Commits, gives the connection back, and lets the next statement begin anew. */
+  async checkpoint(): Promise<void> {
     const { transaction } = this;
-    if (transaction.rollbackOnly) {
-      throw new SessionError(
-        'ERR_ROLLBACK_ONLY',
-        'session.commit() was called after session.setRollbackOnly(). The session will be rolled back.',
-        transaction.rollbackOnly.reason,
-      );
-    }
-    await this.settle(
-      'commit',
-      'session.commit() has ended it. Call it after the last statement; for work after it, use withSession().',
-      () => this.resolveExecution(value),
+    this.refuseInHooks('checkpoint');
+    this.refuseRollbackOnly('checkpoint');
+    if (this.isEnding) throw transaction.closed ?? new SessionClosedError('its end is under way.');
+    if (transaction.isAutocommit && !transaction.hooks) return;
+    await this.commitNow('session.checkpoint() is under way. Await it.');
+    // Ended meanwhile: nothing may begin any more.
+    if (this.isEnding) return;
+    this.transaction = transaction.next();
+    this.hasCheckpoint = true;
+    transaction.owner.onCheckpoint();
+  }
+
+  async commit(value?: unknown): Promise<void> {
+    this.refuseInHooks('commit');
+    this.refuseRollbackOnly('commit');
+    this.isEnding = true;
+    await this.commitNow('session.commit() has ended it. Call it after the last statement; for work after it, use withSession().');
+    this.resolveExecution(value);
+  }
+
+  /** The end waits for the hook, which would wait for the end. */
+  private refuseInHooks(name: string): void {
+    if (!this.transaction.isRunningHooks && !this.transaction.isAfterEnd) return;
+    throw new SessionClosedError(
+      `session.${name}() was called while its hooks run, and its end waits for them. To roll back in a beforeCommit hook, throw, or call setRollbackOnly(); ` +
+        'the others get a session of their own.',
     );
+  }
+
+  private refuseRollbackOnly(name: string): void {
+    const { rollbackOnly } = this.transaction;
+    if (!rollbackOnly) return;
+    throw new SessionError(
+      'ERR_ROLLBACK_ONLY',
+      `session.${name}() was called after session.setRollbackOnly(). The session will be rolled back.`,
+      rollbackOnly.reason,
+    );
+  }
+
+  private async commitNow(because: string): Promise<void> {
+    const { transaction } = this;
+    await this.settleTransaction('commit', because);
     if (transaction.outcome !== 'committed' && transaction.outcome !== 'unused') throw transaction.closed;
   }
 
   async rollback(error?: unknown): Promise<void> {
     const { transaction } = this;
+    if (transaction.isAutocommit) throw nothingToRollBack('rollback');
+    this.refuseInHooks('rollback');
     this.isRollbackErrorTold = true;
     await this.fail(error, 'session.rollback() has ended it. For work after it, use withSession().').catch((failure) => {
       // A commit that failed has done what is asked for.
@@ -118,6 +217,13 @@ export class SessionScope extends Scope {
 
   /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. @param first why it is rolled back */
   async settle(decision: Decision, because: string, onSuccess?: () => void, first?: unknown): Promise<void> {
+    this.isEnding = true;
+    await this.settleTransaction(decision, because, first);
+    onSuccess?.();
+    this.resolveExecution(undefined);
+  }
+
+  private async settleTransaction(decision: Decision, because: string, first?: unknown): Promise<void> {
     const { transaction } = this;
     let cause = first;
     try {
@@ -135,8 +241,6 @@ export class SessionScope extends Scope {
         transaction.owner.onError(rollbackError);
       }
     }
-    onSuccess?.();
-    this.resolveExecution(undefined);
   }
 }
 

@@ -2,13 +2,17 @@ import type { IncomingMessage } from 'node:http';
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
+import { bindToContext, runInContext, useContext } from './context';
+import { isDevelopment } from './diagnostics';
 import { SessionError } from './errors';
 import { isSession, ownerOf } from './knex-face';
 import { OpenSessions, type SessionStats } from './open-sessions';
-import { resolveOptions, type SessionOptions, sameOptions } from './options';
+import type { SessionOptions } from './options';
 import { type Mount, RequestSession } from './request-session';
+import { resolveOptions, sameOptions } from './resolve-options';
 import { earlyHeaders } from './response-head';
 import type { Session } from './session';
+import type { TransactionOwner } from './transaction-owner';
 
 /** What {@link sessionMiddleware} returns: a request handler that also knows its sessions. */
 export interface SessionMiddleware extends RequestHandler {
@@ -50,7 +54,8 @@ export interface SessionMiddleware extends RequestHandler {
  *
  * Mount {@link sessionErrorHandler} after the routes.
  *
- * @param knex a Knex instance with `client: 'pg'`; or a `Knex.Transaction`, and then each session is a savepoint in it
+ * @param knex a Knex instance with `client: 'pg'`; or a `Knex.Transaction`, and then each session is a savepoint in it; or a function
+ *   that chooses one for a request (a replica, a tenant's database), asked when the session is first touched
  * @throws TypeError at construction, for a `knex` or an option that is not what it should be
  * @example
  * app.use(sessionMiddleware(knex));
@@ -63,12 +68,21 @@ export interface SessionMiddleware extends RequestHandler {
  *
  * app.use(sessionErrorHandler());
  */
-export function sessionMiddleware(knex: Knex, options?: SessionOptions): SessionMiddleware {
-  assertKnex(knex);
+export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options?: SessionOptions): SessionMiddleware {
+  const choose = chooserIn(knex);
+  if (!choose) assertKnex(knex);
   const openSessions = new OpenSessions();
-  const mount: Mount = { knex, options: resolveOptions(options, { of: 'sessionMiddleware()' }), openSessions };
-  const { property } = mount.options;
+  const mount: Mount = {
+    knex: choose ? undefined : (knex as Knex),
+    choose,
+    options: resolveOptions(options, { of: 'sessionMiddleware()' }),
+    openSessions,
+    isDiagnosing: isDevelopment(),
+  };
+  const { property, context } = mount.options;
+  const hasContext = context || mount.isDiagnosing;
   RequestSession.register(property);
+  if (hasContext) useContext();
 
   return Object.assign(sessionMiddlewareHandler, {
     drain: (ms: number) => openSessions.drain(ms),
@@ -77,14 +91,26 @@ export function sessionMiddleware(knex: Knex, options?: SessionOptions): Session
 
   function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
     const holder = req as unknown as Record<string, unknown>;
+    // Not by asking for it: that would choose its Knex.
+    const unopened = RequestSession.mayBeUnopened && RequestSession.unopenedAt(req, property);
+    if (unopened) {
+      next(whyRefused(mount, unopened));
+      return;
+    }
     const taken = holder[property];
     if (taken !== undefined && taken !== null) {
-      next(whyRefused(mount, taken));
+      next(whyRefused(mount, ownerOf(taken)));
       return;
     }
     const session = new RequestSession(mount, { req, res, next, earlyHeaders: earlyHeaders(res) });
-    holder[property] = session.scope.face;
-    next();
+    session.attach();
+    if (hasContext) {
+      runInContext(req, () => {
+        // Listeners of a body that arrives, or of a response that ends.
+        if (context) for (const emitter of [req, res]) bindToContext(emitter);
+        next();
+      });
+    } else next();
   }
 }
 
@@ -108,13 +134,18 @@ export function getSession(req: IncomingMessage, property = 'session'): Session 
   );
 }
 
+/** A function that chooses, and neither a Knex instance nor the function that makes them. */
+function chooserIn(knex: unknown): ((req: Request) => Knex) | undefined {
+  if (typeof knex !== 'function' || knex.length > 1 || 'client' in knex || 'Client' in knex || 'context' in knex) return undefined;
+  return knex as (req: Request) => Knex;
+}
+
 /** A second middleware finds the session of the first: that one owns it, if they agree. */
-function whyRefused(mount: Mount, taken: unknown): TypeError | undefined {
+function whyRefused(mount: Mount, session: TransactionOwner | undefined): TypeError | undefined {
   const { property } = mount.options;
-  const session = ownerOf(taken);
   if (session && 'mount' in session) {
-    const { knex, options } = (session as RequestSession).mount;
-    if (knex === mount.knex && sameOptions(options, mount.options)) return undefined;
+    const { knex, choose, options } = (session as RequestSession).mount;
+    if (knex === mount.knex && choose === mount.choose && sameOptions(options, mount.options)) return undefined;
     return new TypeError(
       `sessionMiddleware is mounted twice with the property '${property}' and another Knex instance or other options. ` +
         "Mount it once, or give the second one a property of its own: { property: 'other' }.",

@@ -1,4 +1,5 @@
 import type { Knex } from 'knex';
+import type { Settings } from './beginning';
 import type { Outcome } from './transaction';
 
 /**
@@ -30,7 +31,72 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
    */
   setRollbackOnly(reason?: unknown): void;
 
-  /** What has become of the work so far. */
+  /**
+   * Commits now, gives the connection back, and lets the next statement begin anew: before a slow call in mid-request.
+   *
+   * 1. Resolves when COMMIT has succeeded; what came before is stored, whatever becomes of the rest. Hooks registered so far run.
+   * 2. The next statement takes a connection again, under the same options and settings.
+   * 3. Statements that are issued while it is under way are refused: await it.
+   *
+   * @throws the error of a COMMIT that failed, and the session has ended then; SessionError `ERR_ROLLBACK_ONLY` after `setRollbackOnly()`,
+   *   `ERR_SAVEPOINT_OPEN` while a savepoint is open, `ERR_SESSION_CLOSED` after the session's end
+   * @example
+   * await req.session('orders').insert(order);
+   * await req.session.checkpoint();
+   * const receipt = await chargeCard(order); // takes seconds, and holds no connection
+   * await req.session('receipts').insert(receipt);
+   */
+  checkpoint(): Promise<void>;
+
+  /**
+   * Adds run-time settings of PostgreSQL, for this session only (`set_config(name, value, true)`).
+   *
+   * 1. Before the first statement they go with BEGIN; after it they are a statement.
+   * 2. They hold up to the session's end, also after a `checkpoint()`; in a savepoint, up to its rollback.
+   *
+   * @throws SessionError `ERR_SESSION_OPTIONS` for an empty name, or something that is no value; the server's error for a name it does not know
+   * @example
+   * await req.session.set({ 'app.user': user.id });
+   */
+  set(settings: Settings): Promise<void>;
+
+  /**
+   * Calls back in the session, just before it commits: a throw rolls it back, and is the request's error.
+   *
+   * 1. Hooks run in the order in which they were registered, each awaited.
+   * 2. One that was registered on a savepoint is dropped if that is rolled back.
+   *
+   * @throws SessionError `ERR_SESSION_CLOSED` after the session's end
+   * @example
+   * req.session.beforeCommit(async (session) => {
+   *   await session('audit').insert({ url: req.originalUrl });
+   * });
+   */
+  beforeCommit(hook: (session: Session) => unknown): void;
+
+  /**
+   * Calls back when COMMIT has succeeded, and before the response leaves. Also if there was nothing to commit.
+   *
+   * 1. `session` is another one, whose work is committed when the hook has ended. A slow hook keeps the response, but no connection.
+   * 2. What a hook throws goes to `onError`: the work is stored, and the others run.
+   * 3. After `ERR_COMMIT_UNKNOWN` neither these nor those of {@link afterRollback} run.
+   *
+   * @throws SessionError `ERR_SESSION_CLOSED` after the session's end
+   * @example
+   * req.session.afterCommit(() => mails.send(welcome));
+   */
+  afterCommit(hook: (session: Session) => unknown): void;
+
+  /**
+   * Calls back when the work has been rolled back, for whatever reason, and before the response leaves. As {@link afterCommit} otherwise.
+   *
+   * @throws SessionError `ERR_SESSION_CLOSED` after the session's end
+   * @example
+   * req.session.afterRollback(() => files.remove(upload));
+   */
+  afterRollback(hook: (session: Session) => unknown): void;
+
+  /** What has become of the work so far; after a `checkpoint()`, of what came since. */
   readonly outcome: Outcome;
 
   /**

@@ -1,5 +1,13 @@
 import type { Connection } from './connection';
 import type { Level } from './open-savepoints';
+import type { StatementRunner } from './statement-runner';
+
+/** Known to all copies of this package. */
+const LEASE = Symbol.for('express-knex-session.lease');
+
+export function isLease(value: unknown): value is Lease {
+  return typeof value === 'object' && value !== null && LEASE in value;
+}
 
 /** The right to run statements, taken for each run of a Knex builder; what Knex believes to be the connection. */
 export class Lease {
@@ -16,7 +24,13 @@ export class Lease {
     readonly level: Level,
     /** Whether it is for SAVEPOINT, RELEASE or ROLLBACK TO: those of a level that has just ended still run. */
     private readonly isControl: boolean,
+    /** Not the level's own: a checkpoint may have put another one in its place. */
+    readonly transaction: StatementRunner,
   ) {}
+
+  get [LEASE](): true {
+    return true;
+  }
 
   get isOver(): boolean {
     return (this.isControl ? this.level.parent : this.level)?.isOver ?? false;

@@ -2,11 +2,21 @@ import type { Transform } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Connection, KnexClient } from './connection';
 import type { ConnectionHold } from './connection-hold';
-import { SessionClosedError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
+import { SessionClosedError, SessionError, TransactionAbortedError } from './errors';
+import type { Hooks } from './hooks';
 import { Interruption } from './interruption';
 import { type Level, OpenSavepoints, savepointOver } from './open-savepoints';
 import { destroyStream, OpenStreams } from './open-streams';
-import { controlsTransaction, FAILED_TRANSACTION, isGivenUp, isRead, isServerError, QUERY_CANCELED, type Statement } from './postgres';
+import {
+  controlsTransaction,
+  FAILED_TRANSACTION,
+  isGivenUp,
+  isRead,
+  isServerError,
+  isWrite,
+  QUERY_CANCELED,
+  type Statement,
+} from './postgres';
 import { Lease, StatementQueue } from './statement-queue';
 
 /**
@@ -18,6 +28,8 @@ export type Outcome = 'unused' | 'open' | 'committed' | 'rolled back' | 'unknown
 /** The statements of a transaction: whether one may run, whose turn it is, and what its end says about the transaction. */
 export abstract class StatementRunner {
   outcome: Outcome = 'unused';
+  /** How many statements have written, if that is counted. */
+  writes: number | undefined;
   /** The server's first error since the transaction was last healthy: what a later "transaction is aborted" means. */
   abortedBy: unknown;
 
@@ -31,12 +43,17 @@ export abstract class StatementRunner {
   protected closedBecause: string | undefined;
   /** Set when statements that still wait for their turn must not run either: the work will be rolled back. */
   protected isAbandoned = false;
+  /** Set while the end waits for hooks that run statements. */
+  isRunningHooks = false;
+  hooks: Hooks | undefined;
 
-  protected readonly interruption = new Interruption();
   protected readonly queue = new StatementQueue();
   // Made when they are needed: most sessions have neither, and many are never used.
   protected streams: OpenStreams | undefined;
   protected openSavepoints: OpenSavepoints | undefined;
+
+  /** @param interruption outlives the transaction, if another one follows it */
+  constructor(readonly interruption = new Interruption()) {}
 
   /** Takes a connection. */
   protected abstract open(): Promise<Connection>;
@@ -58,6 +75,7 @@ export abstract class StatementRunner {
   /** A savepoint has been rolled back. */
   noteRolledBack(savepoint: Level): void {
     this.failure ??= this.savepoints.rolledBack(savepoint);
+    this.hooks?.drop(savepoint);
   }
 
   /** Takes part in the transaction, when it is its turn; every lease must be returned. */
@@ -72,7 +90,7 @@ export abstract class StatementRunner {
       // With a connection, it is refused when it is used: by a lease that is refused, Knex would end a stream, and the process.
       if (this.isAbandoned && !this.hold) this.assertOpen();
       this.opening ??= this.open();
-      return new Lease(this.hold?.connection ?? (await this.opening), level, isControl);
+      return new Lease(this.hold?.connection ?? (await this.opening), level, isControl, this);
     } catch (error) {
       this.queue.pass();
       await this.afterRollback();
@@ -125,11 +143,13 @@ export abstract class StatementRunner {
     }
     let failed: unknown;
     lease.isRunning = true;
+    this.hold?.noteStatement(statement);
     try {
       const result = await send(connection);
       // A transaction that has failed takes nothing but ROLLBACK TO: this one is healthy, whatever was before.
       this.abortedBy = undefined;
-      if (this.openSavepoints?.areOpen && !isRead(statement)) this.openSavepoints.noteStatement(lease.level);
+      if (this.writes !== undefined && isWrite(statement)) this.writes++;
+      if (this.openSavepoints?.areOpen && !isRead(statement)) this.noteWrite(lease.level);
       return result;
     } catch (error) {
       failed = this.noteFailed(error);
@@ -145,6 +165,11 @@ export abstract class StatementRunner {
     }
   }
 
+  /** Something of a level has changed, while savepoints of others may be open. */
+  noteWrite(level: Level): void {
+    if (this.openSavepoints?.areOpen) this.openSavepoints.noteStatement(level);
+  }
+
   private async tellAfterRollback(lease: Lease): Promise<void> {
     if (!this.isAbandoned || this.hasEnded) return;
     // Knex returns it when it has been told.
@@ -158,11 +183,12 @@ export abstract class StatementRunner {
    */
   protected async afterRollback(): Promise<void> {
     if (!this.isAbandoned || this.hasEnded) return;
-    await this.settlement?.catch(() => {});
+    // The settlement waits for a hook, which waits for this.
+    if (!this.isRunningHooks) await this.settlement?.catch(() => {});
     await nextTurn();
   }
 
-  protected assertOpen(): void {
+  assertOpen(): void {
     const error = this.closed;
     if (error) throw error;
   }
@@ -187,7 +213,7 @@ export abstract class StatementRunner {
   }
 
   private noteFailed(error: unknown): unknown {
-    if (error instanceof SessionUnavailableError) this.failure ??= error;
+    if (error instanceof SessionError) this.failure ??= error;
     if (isGivenUp(error)) this.hold?.dispose(error);
     const isServers = isServerError(error);
     const reason =
@@ -227,7 +253,7 @@ export abstract class StatementRunner {
   }
 }
 
-function refuseControl(): SessionError {
+export function refuseControl(): SessionError {
   return new SessionError(
     'ERR_TRANSACTION_CONTROL',
     'A raw statement would have ended or replaced the transaction of the session. It was not sent, and the session will be rolled back. ' +

@@ -1,9 +1,10 @@
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
-import { aDurationFrom, describe, isDuration } from './options';
+import { ISOLATION_LEVELS, type IsolationLevel } from './beginning';
+import { describe } from './describe';
+import { aDurationFrom, isDuration } from './resolve-options';
 import { createTestKnex } from './testing/test-knex';
 import { TestTransactions } from './testing/test-transactions';
-import { ISOLATION_LEVELS, type IsolationLevel } from './testing/transaction-control';
 
 export type { IsolationLevel };
 

@@ -1,21 +1,36 @@
+import type { Beginning } from './beginning';
 import type { Connection } from './connection';
 import type { SessionError } from './errors';
-import type { Limits } from './options';
+import type { Hook } from './hooks';
+import type { Terms } from './resolve-options';
+import type { Transaction } from './transaction';
 
 /** Whoever a transaction is made for. */
 export interface TransactionOwner {
   /** Takes a connection. @param isWanted whether anybody still waits for it */
-  connect(isWanted: () => boolean): Promise<Connection>;
+  connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection>;
   /** Throws if a transaction that has not been used can no longer be. */
   assertUsable(): void;
-  /** Called before the first statement takes a connection; what it throws refuses the statement. @returns how long it may wait for what */
-  onFirstUse(): Limits;
+  /** Called before the first statement takes a connection; what it throws refuses the statement. */
+  onFirstUse(): Terms;
+  /** A checkpoint has come to its end, and another transaction may follow. */
+  onCheckpoint(): void;
+  /** Called when a hook is registered; what it throws refuses it. */
+  onHook(): void;
+  /** The session has set settings of its own; outside of savepoints. */
+  onSet(settings: readonly [name: string, value: string][]): void;
+  /** Whether statements commit by themselves, without a transaction; asked once. */
+  wantsAutocommit(): boolean;
+  /** Whether the work is done again because of an error; its hooks are dropped then. */
+  willRepeat(error: unknown): boolean;
+  /** Gives a hook a unit of work of its own; its errors are reported. */
+  runHook(hook: Hook): Promise<void>;
   /** Called when someone asks to be told of an interruption. */
   onSignal(): void;
   /** The transaction was interrupted while it was open: it must be settled now. */
   onInterrupt(reason: SessionError): void;
   /** It holds no connection any more, and waits for none. */
-  onReleased(): void;
+  onReleased(transaction: Transaction): void;
   /** Receives an error that no caller can. */
   onError(error: unknown): void;
 }

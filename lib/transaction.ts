@@ -3,6 +3,10 @@ import { Acquisition } from './acquisition';
 import type { Connection } from './connection';
 import { ConnectionHold } from './connection-hold';
 import { CommitUnknownError, SessionClosedError, type SessionError, SessionTimeoutError } from './errors';
+import { type HookKind, Hooks, mustBeHook } from './hooks';
+import type { Interruption } from './interruption';
+import type { Level } from './open-savepoints';
+import type { Session } from './session';
 import { StatementRunner } from './statement-runner';
 import type { TransactionOwner } from './transaction-owner';
 
@@ -24,11 +28,27 @@ export class Transaction extends StatementRunner {
   rollbackOnly: { readonly reason: unknown } | undefined;
 
   private acquisition: Acquisition | undefined;
+  /** Whether each statement commits by itself, and there is nothing to roll back. */
+  readonly isAutocommit: boolean = false;
+  /** Set while hooks run after its end. */
+  isAfterEnd = false;
+  /** COMMIT's answer, where nobody waits for it. */
+  private unwatchedCommit: Promise<void> | undefined;
   /** Set when COMMIT is on its way: it is left to finish. */
   private isCommitting = false;
 
-  constructor(readonly owner: TransactionOwner) {
-    super();
+  constructor(
+    readonly owner: TransactionOwner,
+    interruption?: Interruption,
+  ) {
+    super(interruption);
+  }
+
+  /** A transaction for the same owner, after the end of this one. */
+  next(): Transaction {
+    const next = new Transaction(this.owner, this.interruption);
+    if (this.writes !== undefined) next.writes = 0;
+    return next;
   }
 
   /** Whether a statement was ever asked for. */
@@ -41,7 +61,7 @@ export class Transaction extends StatementRunner {
   }
 
   get isConnected(): boolean {
-    return this.hold !== undefined;
+    return this.hold !== undefined || this.unwatchedCommit !== undefined;
   }
 
   /** Why it was given up from outside. */
@@ -80,6 +100,7 @@ export class Transaction extends StatementRunner {
         // Statements that this turn of the event loop issued without awaiting them belong to the work: they are drained.
         // What comes after them is refused by name, not lost.
         await nextTurn();
+        if (this.hooks) await this.runHooksBefore(this.hooks);
         this.close(because);
         await this.queue.drained();
         await this.commit();
@@ -90,17 +111,64 @@ export class Transaction extends StatementRunner {
         if (this.hold === undefined) this.acquisition?.giveUp(this.interruption.reason ?? this.closed);
         await this.rollback();
       }
+    } catch (error) {
+      if (this.hooks && this.owner.willRepeat(error)) this.hooks = undefined;
+      throw error;
     } finally {
-      const { hold } = this;
+      const { hold, unwatchedCommit } = this;
       this.hold = undefined;
-      hold?.letGo();
+      if (!unwatchedCommit) hold?.letGo();
       if (this.openSavepoints?.areOpen) {
         const reason = this.interruption.reason ?? this.closed;
         void this.afterRollback().then(() => this.openSavepoints?.abandon(reason));
       }
       this.hasEnded = true;
-      if (this.isUsed) this.owner.onReleased();
+      if (unwatchedCommit) {
+        void unwatchedCommit.then(() => {
+          hold?.letGo();
+          this.owner.onReleased(this);
+        });
+      } else if (this.isUsed) this.owner.onReleased(this);
+      if (this.hooks) await this.runHooksAfter(this.hooks, decision);
     }
+  }
+
+  /** @param level where it was registered: it is dropped with its savepoint */
+  addHook(kind: HookKind, hook: unknown, level: Level, session: Session): void {
+    mustBeHook(kind, hook);
+    this.assertOpen();
+    if (!this.opening) this.owner.assertUsable();
+    this.owner.onHook();
+    this.hooks ??= new Hooks();
+    this.hooks.add(kind, hook, level, session);
+  }
+
+  /** They work in the session, which is open, and whoever interrupts it does not wait for them. */
+  private async runHooksBefore(hooks: Hooks): Promise<void> {
+    if (this.failure || this.rollbackOnly) return;
+    this.isRunningHooks = true;
+    const interrupted = new Promise<void>((resolve) => {
+      this.interruption.onInterrupt = resolve;
+    });
+    try {
+      const running = hooks.run('beforeCommit', async (hook, session) => !this.isAbandoned && hook(session));
+      await Promise.race([running, interrupted]);
+    } catch (error) {
+      this.failure ??= error ?? new Error('A beforeCommit hook has rejected without an error.');
+    } finally {
+      this.interruption.onInterrupt = undefined;
+      this.isRunningHooks = false;
+    }
+  }
+
+  /** The connection is back by then, and the outcome stands. */
+  private async runHooksAfter(hooks: Hooks, decision: Decision): Promise<void> {
+    const { outcome } = this;
+    if (outcome === 'unknown') return;
+    const isDone = outcome === 'committed' || (outcome === 'unused' && decision === 'commit' && !this.failure && !this.rollbackOnly);
+    this.isAfterEnd = true;
+    await hooks.run(isDone ? 'afterCommit' : 'afterRollback', (hook) => this.owner.runHook(hook));
+    this.isAfterEnd = false;
   }
 
   /**
@@ -134,6 +202,14 @@ export class Transaction extends StatementRunner {
     }
     if (!hold?.connection.hasBegun) return;
     this.isCommitting = true;
+    if (this.abortedBy === undefined && hold.losesNothing) {
+      this.unwatchedCommit = hold.commit(undefined).catch((error) => {
+        hold.dispose(error);
+        this.owner.onError(error);
+      });
+      this.outcome = 'committed';
+      return;
+    }
     try {
       await hold.commit(this.abortedBy);
       this.outcome = 'committed';
@@ -153,18 +229,18 @@ export class Transaction extends StatementRunner {
 
   protected async open(): Promise<Connection> {
     try {
-      const limits = this.owner.onFirstUse();
-      this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted), limits.acquireTimeout);
-      const hold = new ConnectionHold(await this.acquisition.connection, limits);
+      const terms = this.owner.onFirstUse();
+      this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted, terms.beginning), terms.acquireTimeout);
+      const hold = new ConnectionHold(await this.acquisition.connection, terms);
       this.hold = hold;
       hold.watch(
         () => this.streams?.movedAt ?? 0,
-        () => this.interrupt(new SessionTimeoutError(limits.transactionTimeout)),
+        () => this.interrupt(new SessionTimeoutError(terms.transactionTimeout)),
       );
       return hold.connection;
     } catch (error) {
       this.failure ??= error;
-      this.owner.onReleased();
+      this.owner.onReleased(this);
       throw error;
     }
   }

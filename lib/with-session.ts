@@ -1,12 +1,12 @@
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
-import type { SessionError } from './errors';
-import { KnexFace } from './knex-face';
-import { describe, type Limits, resolveOptions, type SessionOptions } from './options';
+import type { IsolationLevel, Settings } from './beginning';
+import { describe } from './describe';
+import type { SessionOptions } from './options';
 import { report } from './report';
-import { SessionScope } from './scope';
+import { resolveOptions, termsFor } from './resolve-options';
 import type { Session } from './session';
-import { Transaction } from './transaction';
+import { runUnitOfWork } from './unit-of-work';
 
 /** Those of `sessionMiddleware` that need no request; times in ms. */
 export interface WithSessionOptions extends Pick<SessionOptions, 'onError'> {
@@ -16,6 +16,16 @@ export interface WithSessionOptions extends Pick<SessionOptions, 'onError'> {
   transactionTimeout?: number | undefined;
   /** @default 10000 */
   settleTimeout?: number | undefined;
+  /** @default the server's */
+  isolationLevel?: IsolationLevel | undefined;
+  /** @default the server's */
+  readOnly?: boolean | undefined;
+  /** @default the server's */
+  deferrable?: boolean | undefined;
+  /** @default none */
+  settings?: Settings | undefined;
+  /** @default the one that has connected */
+  role?: string | undefined;
 }
 
 /**
@@ -40,37 +50,31 @@ export async function withSession<T>(knex: Knex, work: (session: Session) => Pro
     throw new TypeError(`Expected \`work\` to be a function (session) => ..., got ${describe(work)}.`);
   }
   const resolved = resolveOptions(options, { of: 'withSession()', known: KNOWN, hasRequest: false });
-  const face = KnexFace.of(knex);
-  let onInterrupt!: (reason: SessionError) => void;
-  const interrupted = new Promise<never>((_, reject) => {
-    onInterrupt = reject;
-  });
-  const transaction = new Transaction({
-    connect: (isWanted) => face.connect(scope, isWanted),
-    assertUsable: () => {},
-    onFirstUse: () => resolved as Limits,
-    onSignal: () => {},
-    onInterrupt: (reason) => {
-      onInterrupt(reason);
-      scope.fail(reason, HAS_BEEN_GIVEN_UP).catch(() => {});
+  return runUnitOfWork(
+    {
+      knex,
+      terms: (added) => termsFor(resolved, undefined, added),
+      report: (error) => report(knex, resolved.onError, error),
+      texts: TEXTS,
     },
-    onReleased: () => {},
-    onError: (error) => report(knex, resolved.onError, error),
-  });
-  const scope: SessionScope = new SessionScope(transaction);
-  face.dress(scope);
-
-  let result: T;
-  try {
-    result = await Promise.race([work(scope.face), interrupted]);
-  } catch (error) {
-    await scope.fail(error, 'withSession() has been rolled back by an error.').catch(() => {});
-    throw error;
-  }
-  await scope.settle('commit', 'withSession() has ended. Await every statement before its callback returns.');
-  return result;
+    work,
+  );
 }
 
-const KNOWN: readonly (keyof WithSessionOptions)[] = ['acquireTimeout', 'transactionTimeout', 'settleTimeout', 'onError'];
+const KNOWN: readonly (keyof WithSessionOptions)[] = [
+  'acquireTimeout',
+  'transactionTimeout',
+  'settleTimeout',
+  'isolationLevel',
+  'readOnly',
+  'deferrable',
+  'settings',
+  'role',
+  'onError',
+];
 
-const HAS_BEEN_GIVEN_UP = 'withSession() was open for too long, and its work was rolled back. See `cause`.';
+const TEXTS = {
+  interrupted: 'withSession() was open for too long, and its work was rolled back. See `cause`.',
+  failed: 'withSession() has been rolled back by an error.',
+  ended: 'withSession() has ended. Await every statement before its callback returns.',
+};

@@ -18,6 +18,8 @@ const excludedFiles = {
   'readme.*': 'is about the README',
   'soak.*': 'brings its own servers',
   support: "is about the tests' own tools",
+  replica: 'brings its own servers',
+  'testing.*': 'is about tests of apps, which hold one connection for all',
   types: 'has no database',
 };
 

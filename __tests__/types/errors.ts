@@ -36,7 +36,15 @@ function hintFor(code: SessionErrorCode): string {
     case 'ERR_TRANSACTION_CONTROL':
     case 'ERR_NOT_A_LOGIN_SESSION':
     case 'ERR_SESSION_DESTROY':
+    case 'ERR_SESSION_OPTIONS':
+    case 'ERR_NO_TRANSACTION':
+    case 'ERR_NOT_RETRYABLE':
       return 'Tell the developers.';
+    case 'ERR_TEST_NOT_RUNNING':
+    case 'ERR_TEST_BLOCKED':
+    case 'ERR_TEST_LEFT_OPEN':
+    case 'ERR_TEST_UNSUPPORTED':
+      return 'Look at the test.';
     default:
       return code satisfies never;
   }

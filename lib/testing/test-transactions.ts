@@ -1,12 +1,12 @@
 import { performance } from 'node:perf_hooks';
 import type { Knex } from 'knex';
+import type { IsolationLevel } from '../beginning';
 import { Deadline, settledWithin } from '../deadline';
 import { SessionError } from '../errors';
 import { streamOptionOf } from '../knex-face';
 import { endAtOnce, observeStatus, type PgConnection, runCommand, transactionStatus } from '../postgres';
 import { Requests, type TestRequest } from './requests';
 import { beginSql, rollbackSql } from './simulated-commit';
-import type { IsolationLevel } from './transaction-control';
 
 /** What takes turns on the connection of the tests: a transaction, as the application sees it. */
 export interface Unit {
@@ -82,7 +82,7 @@ export class TestTransactions {
         savepoint = `express_knex_session_test_${this.tests.length}`;
         await this.whenQuiet();
         if (this.holder) throw leftOpen(`begin() was called while ${nameOf(this.holder)} had a transaction open.`);
-        await runCommand(this.connection as PgConnection, beginSql(savepoint));
+        await runCommand(this.connection as PgConnection, { text: beginSql(savepoint) });
       } else await this.connect();
       const test = new RunningTest(savepoint, isWhole);
       this.tests.push(test);
@@ -241,7 +241,7 @@ export class TestTransactions {
 
     const { isolationLevel } = this.options;
     try {
-      await runCommand(connection, isolationLevel ? `BEGIN ISOLATION LEVEL ${isolationLevel}` : 'BEGIN');
+      await runCommand(connection, { text: isolationLevel ? `BEGIN ISOLATION LEVEL ${isolationLevel}` : 'BEGIN' });
       this.isolationLevel = isolationLevel ?? (await showIsolationLevel(connection));
     } catch (error) {
       this.release(error);
@@ -270,7 +270,7 @@ export class TestTransactions {
         'ERR_SESSION_UNAVAILABLE',
         'The database has not answered the ROLLBACK of the test; its connection is given up.',
       );
-      const ended = runCommand(connection, test.savepoint ? rollbackSql(test.savepoint) : 'ROLLBACK').then(
+      const ended = runCommand(connection, { text: test.savepoint ? rollbackSql(test.savepoint) : 'ROLLBACK' }).then(
         () => {
           failure = undefined;
         },

@@ -1,7 +1,5 @@
+import type { IsolationLevel } from '../beginning';
 import { controlsTransaction } from '../postgres';
-
-export const ISOLATION_LEVELS = ['read uncommitted', 'read committed', 'repeatable read', 'serializable'] as const;
-export type IsolationLevel = (typeof ISOLATION_LEVELS)[number];
 
 /** What BEGIN or SET TRANSACTION asks for. */
 export interface TransactionModes {
