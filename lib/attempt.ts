@@ -1,12 +1,13 @@
 import { ServerResponse } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
+import { sessionsOn } from './attached-sessions';
 import { requestInContext, runInContext } from './context';
 import type { Internals } from './deferred-head';
 import { isGone } from './disconnect';
 import { SessionError } from './errors';
 import { isRetryable } from './is-retryable';
-import { RequestSession } from './request-session';
+import type { RequestSession } from './request-session';
 import { SavedHead } from './response-head';
 
 /** What is the same for all attempts of a request. */
@@ -46,7 +47,7 @@ export class Attempt {
       callAsync(() => handler(req, res, next)).catch(next);
       return;
     }
-    const sessions = RequestSession.attachedTo(req);
+    const sessions = sessionsOn(req);
     if (sessions.length === 0) {
       next(
         new SessionError(

@@ -1,9 +1,10 @@
-import type { Request } from 'express';
+import type { Request, Response } from 'express';
 import type { Knex } from 'knex';
 import { requestInContext } from './context';
+import { optionDefinitions } from './resolve-options';
 
 /** Mistakes that show only under load, or as lost data. Told early, outside of production. */
-export type WarningCode = 'ROOT_KNEX_IN_REQUEST' | 'WRITES_ROLLED_BACK' | 'BODY_STILL_ARRIVING';
+type WarningCode = 'ROOT_KNEX_IN_REQUEST' | 'WRITES_ROLLED_BACK' | 'BODY_STILL_ARRIVING';
 
 /** Whether they are told at all; decided when a middleware is made. Tests do on purpose what is a mistake elsewhere; Express is silent there too. */
 export function isDevelopment(): boolean {
@@ -16,7 +17,7 @@ const told = new Set<string>();
 const MOST_PLACES = 1_000;
 
 /** Tells once for each place, by Node's own channel for warnings. @param place the route, unless another one is given */
-export function warn(code: WarningCode, req: Request, message: string, detail?: string): void {
+function warn(code: WarningCode, req: Request, message: string, detail?: string): void {
   const route = `${req.method} ${req.baseUrl}${req.route?.path ?? req.path}`;
   const place = `${code} ${detail ? placeIn(detail) : route}`;
   if (told.has(place) || told.size >= MOST_PLACES) return;
@@ -81,11 +82,41 @@ const ROOT_KNEX_IN_REQUEST =
   'ran a statement on the root knex while its session held a connection. The statement is outside of the transaction, and under load the request may ' +
   'wait for a connection that its own kind keeps. Use req.session, or end the session before it.';
 
-export const BODY_STILL_ARRIVING =
+/** Tells of a session that has waited, with its connection, for a body that is slow to arrive. */
+export function diagnoseBody(req: Request, isConnected: () => boolean): void {
+  const hasBody = Number(req.headers['content-length']) > 0 || req.headers['transfer-encoding'] !== undefined;
+  if (!hasBody) return;
+  const look = (): void => {
+    if (!req.complete && !req.destroyed && isConnected()) warn('BODY_STILL_ARRIVING', req, BODY_STILL_ARRIVING);
+  };
+  setTimeout(look, SLOW_BODY_MS).unref();
+}
+
+/** Tells of writes that are lost because of the status of the response. */
+export function diagnoseRollback(
+  { req, res }: { req: Request; res: Response },
+  work: Work,
+  { shouldCommit }: { shouldCommit: unknown },
+): void {
+  const { writes = 0, rollbackOnly, isSettled } = work;
+  const isByStatus = res.statusCode >= 400 && shouldCommit === optionDefinitions.shouldCommit.default;
+  if (writes > 0 && isByStatus && !rollbackOnly && !isSettled) warn('WRITES_ROLLED_BACK', req, writesRolledBack(writes, res.statusCode));
+}
+
+interface Work {
+  readonly writes: number | undefined;
+  readonly rollbackOnly: unknown;
+  readonly isSettled: boolean;
+}
+
+/** A body that takes longer than this has been waited for. */
+const SLOW_BODY_MS = 100;
+
+const BODY_STILL_ARRIVING =
   "has opened its session while the request's body was still arriving: a slow upload keeps a connection for as long as it takes. " +
   'Parse the body before the first statement, or authenticate in a withSession() of its own.';
 
-export function writesRolledBack(writes: number, status: number): string {
+function writesRolledBack(writes: number, status: number): string {
   const what = writes === 1 ? '1 write' : `${writes} writes`;
   return (
     `rolled back ${what} because of ${status}: commit first if they must stay (await req.session.commit()); ` +

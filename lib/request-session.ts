@@ -1,24 +1,35 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { Request, Response } from 'express';
+import type { Request } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
+import { noteUsed, replace, sessionsOn } from './attached-sessions';
 import type { Attempt } from './attempt';
-import type { Beginning, Settings } from './beginning';
+import type { Beginning } from './beginning';
+import {
+  AN_ERROR_WAS_PASSED_ON,
+  ANOTHER_ATTEMPT,
+  CLIENT_HAS_GONE,
+  OPTIONS_CAME_LATE,
+  RESPONSE_HAS_BEGUN,
+  RESPONSE_HAS_ENDED,
+  RESPONSE_IS_UNDER_WAY,
+} from './closed-because';
 import type { Connection } from './connection';
 import { describe, mustBeSync } from './describe';
-import { BODY_STILL_ARRIVING, warn, watchPool, writesRolledBack } from './diagnostics';
+import { diagnoseBody, diagnoseRollback, watchPool } from './diagnostics';
 import { isGone, onClose } from './disconnect';
 import { isErrorHandler } from './error-response';
 import { SessionClosedError, SessionError } from './errors';
 import type { Hook } from './hooks';
-import { KnexFace, ownerOf } from './knex-face';
+import { KnexFace } from './knex-face';
 import type { OpenSessions } from './open-sessions';
-import type { CommitAt, OnDisconnect, PerRequest } from './options';
+import type { CommitAt, OnDisconnect } from './options';
 import { report } from './report';
-import { optionDefinitions, pairsOf, type ResolvedOptions, type Terms, termsFor, valueFor } from './resolve-options';
+import { type ResolvedOptions, type Terms, valueFor } from './resolve-options';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
 import { cutConnection, spareConnection } from './response-hold';
 import { SessionScope } from './scope';
+import type { SessionPolicy } from './session-policy';
 import { type Decision, Transaction } from './transaction';
 import type { TransactionOwner } from './transaction-owner';
 import { runHook } from './unit-of-work';
@@ -29,22 +40,12 @@ export interface Mount {
   readonly knex: Knex | undefined;
   readonly choose: ((req: Request) => Knex) | undefined;
   readonly options: ResolvedOptions;
+  /** The same, as a session begins with them. */
+  readonly policy: SessionPolicy;
   readonly openSessions: OpenSessions;
   /** Whether mistakes are told that do no harm yet. */
   readonly isDiagnosing: boolean;
 }
-
-/**
- * Where sessions may be attached, and those that have been used, by any copy of this package. A list on each request would cost it
- * more than its session does.
- */
-const REGISTRY = Symbol.for('express-knex-session.registry');
-const shared = globalThis as { [REGISTRY]?: { properties: Set<string>; used: WeakMap<Response, RequestSession[]> } };
-shared[REGISTRY] ??= { properties: new Set(), used: new WeakMap() };
-const { properties, used } = shared[REGISTRY];
-
-/** Sessions behind a getter: their Knex has not been chosen yet. */
-const unopened = new WeakMap<() => unknown, RequestSession>();
 
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
@@ -54,12 +55,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   scope!: SessionScope;
   /** The run of a retryable handler that it belongs to. */
   private attempt: Attempt | undefined;
-  private given!: {
-    readonly routeOptions: ResolvedOptions | undefined;
-    readonly routeSettings: PerRequest<Settings>[];
-    readonly added: readonly [string, string][];
-    readonly rollbackOnly: Transaction['rollbackOnly'];
-  };
+  private given: { readonly policy: SessionPolicy; readonly rollbackOnly: Transaction['rollbackOnly'] } | undefined;
   knex!: Knex;
   private face!: KnexFace;
   private commitAt: CommitAt | undefined;
@@ -70,10 +66,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   private isEngaged = false;
   /** Set when the response could not be held any more. */
   private refusedBecause: string | undefined;
-  /** Those of the middleware, unless a route has others. */
-  private routeOptions: ResolvedOptions | undefined;
-  private routeSettings: PerRequest<Settings>[] = [];
-  private added: readonly [string, string][] = [];
+  private policy: SessionPolicy;
   private isClientGone = false;
   private gate: ResponseGate | undefined;
   /** Set when an error of the request has rolled the session back. */
@@ -83,7 +76,13 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     readonly mount: Mount,
     private readonly exchange: Exchange,
   ) {
+    this.policy = mount.policy;
     if (mount.knex) this.open(mount.knex);
+  }
+
+  /** Whether it has its Knex. */
+  get isOpen(): boolean {
+    return (this.scope as SessionScope | undefined) !== undefined;
   }
 
   private open(knex: Knex): void {
@@ -93,13 +92,13 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     this.face.dress(this.scope);
     if (this.mount.isDiagnosing) {
       this.scope.transaction.writes = 0;
-      watchPool(knex, RequestSession.holdConnection);
+      watchPool(knex, holdsConnection);
     }
   }
 
   /** Itself, on the Knex that is chosen now if that has not happened yet. @throws TypeError if none was chosen */
   get opened(): this {
-    if (this.scope as SessionScope | undefined) return this;
+    if (this.isOpen) return this;
     const knex: unknown = this.mount.choose?.(this.exchange.req);
     mustBeSync(knex);
     assertKnex(knex, 'the function `knex` to return a Knex instance');
@@ -108,59 +107,10 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     return this;
   }
 
-  /** Puts the session on the request; one whose Knex is chosen when it is first asked for. */
-  attach(): void {
-    const { req } = this.exchange;
-    const { property } = this.mount.options;
-    if (this.scope) {
-      (req as unknown as Record<string, unknown>)[property] = this.scope.face;
-      return;
-    }
-    const setTo = (value: unknown): void => {
-      Object.defineProperty(req, property, { configurable: true, enumerable: true, writable: true, value });
-    };
-    const get = (): unknown => {
-      setTo(this.opened.scope.face);
-      return this.scope.face;
-    };
-    RequestSession.mayBeUnopened = true;
-    unopened.set(get, this);
-    Object.defineProperty(req, property, { configurable: true, enumerable: true, get, set: setTo });
-  }
-
-  /** Whether any Knex is ever chosen for a request. */
-  static mayBeUnopened = false;
-
-  /** Makes a property known, when its middleware is made. */
-  static register(property: string): void {
-    properties.add(property);
-  }
-
-  /** A session whose Knex has not been chosen yet. */
-  static unopenedAt(req: Request, property: string): RequestSession | undefined {
-    const get = Object.getOwnPropertyDescriptor(req, property)?.get;
-    return get && unopened.get(get);
-  }
-
-  /** Those that are on a request now. */
-  static attachedTo(req: Request): RequestSession[] {
-    const sessions: RequestSession[] = [];
-    for (const property of properties) {
-      const owner = RequestSession.unopenedAt(req, property) ?? ownerOf((req as unknown as Record<string, unknown>)[property]);
-      if (owner && 'mount' in owner) sessions.push(owner as RequestSession);
-    }
-    return sessions;
-  }
-
-  /** All sessions of a request: those that have been used, wherever they are now, and those that are attached to it. */
-  static of(req: Request, res: Response): RequestSession[] {
-    return [...new Set([...(used.get(res) ?? []), ...RequestSession.attachedTo(req)])];
-  }
-
   // What the transaction asks for.
 
   connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
-    if (this.mount.isDiagnosing) setTimeout(() => this.diagnoseBody(), SLOW_BODY_MS).unref();
+    if (this.mount.isDiagnosing) diagnoseBody(this.exchange.req, () => this.scope.transaction.isConnected);
     return this.face.connect(this.scope, isWanted, beginning);
   }
 
@@ -174,20 +124,13 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   onFirstUse(): Terms {
     const { transaction } = this.scope;
-    if (transaction.isAutocommit) return this.terms();
+    if (transaction.isAutocommit) return this.policy.terms(this.exchange.req);
     this.assertUsable();
     return this.engage(() => {
-      const terms = this.terms();
+      const terms = this.policy.terms(this.exchange.req);
       this.mount.openSessions.join(transaction);
       return terms;
     });
-  }
-
-  /** @param others what a hook's own session has set */
-  private terms(others: readonly [string, string][] = []): Terms {
-    const { req } = this.exchange;
-    const ofRoute = this.routeSettings.flatMap((settings) => pairsOf(settings, req));
-    return termsFor(this.options, req, [...ofRoute, ...this.added, ...others]);
   }
 
   onCheckpoint(): void {
@@ -201,14 +144,11 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   onSet(settings: readonly [string, string][]): void {
-    this.added = [...this.added, ...settings];
+    this.policy = this.policy.adding(settings);
   }
 
   wantsAutocommit(): boolean {
-    const { transaction, settings, role } = this.options;
-    if (transaction === true || this.face.outer || valueFor('transaction', transaction, this.exchange.req)) return false;
-    if (settings === undefined && role === undefined && this.added.length === 0 && this.routeSettings.length === 0) return true;
-    throw new SessionError('ERR_SESSION_OPTIONS', SETTINGS_NEED_A_TRANSACTION);
+    return !this.face.outer && this.policy.wantsAutocommit(this.exchange.req);
   }
 
   willRepeat(error: unknown): boolean {
@@ -220,20 +160,21 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   /** Whether the error handlers have had the error from the session itself. */
   hasTold(error: unknown): boolean {
-    return this.gate !== undefined && (this.scope as SessionScope | undefined)?.transaction.interruptedBy === error;
+    return this.gate !== undefined && this.isOpen && this.scope.transaction.interruptedBy === error;
   }
 
   /** Whether anything has been asked of it. */
   get hasWork(): boolean {
-    return this.isEngaged || (this.scope as SessionScope | undefined)?.outcome === 'committed';
+    return this.isEngaged || (this.isOpen && this.scope.outcome === 'committed');
   }
 
   /** Whether something is stored, or may be. */
   get hasLastingWork(): boolean {
-    const scope = this.scope as SessionScope | undefined;
-    if (!scope) return false;
-    const { outcome, isAutocommit, isSettled } = scope.transaction;
-    return scope.hasCheckpoint || isAutocommit || outcome === 'committed' || outcome === 'unknown' || (outcome === 'open' && isSettled);
+    if (!this.isOpen) return false;
+    const { outcome, isAutocommit, isSettled } = this.scope.transaction;
+    return (
+      this.scope.hasCheckpoint || isAutocommit || outcome === 'committed' || outcome === 'unknown' || (outcome === 'open' && isSettled)
+    );
   }
 
   /** Whether bytes of the response have left; undefined if it is not watched. */
@@ -243,10 +184,8 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   /** What was asked of it before holds for each attempt. */
   begin(attempt: Attempt): void {
-    const rollbackOnly = (this.scope as SessionScope | undefined)?.transaction.rollbackOnly;
-    const { routeOptions, routeSettings, added } = this;
     this.attempt = attempt;
-    this.given = { routeOptions, routeSettings: [...routeSettings], added, rollbackOnly };
+    this.given = { policy: this.policy, rollbackOnly: this.isOpen ? this.scope.transaction.rollbackOnly : undefined };
   }
 
   /** Settles with the response, if that has been decided upon. */
@@ -256,27 +195,19 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   /** Rolls back an attempt that has failed. Never rejects. */
   async giveUp(error: unknown): Promise<void> {
-    const scope = this.scope as SessionScope | undefined;
-    if (!scope) return;
-    scope.transaction.hooks = undefined;
-    await scope.fail(error, ANOTHER_ATTEMPT).catch(() => {});
+    if (!this.isOpen) return;
+    this.scope.transaction.hooks = undefined;
+    await this.scope.fail(error, ANOTHER_ATTEMPT).catch(() => {});
     this.gate?.takeBack();
     this.unwatch?.();
   }
 
   /** A session like this one before its first use, in its place. */
   another(): RequestSession {
-    const { res, req } = this.exchange;
     const other = new RequestSession(this.mount, this.exchange);
-    const { rollbackOnly, ...given } = this.given;
-    Object.assign(other, given);
-    used.set(
-      res,
-      (used.get(res) ?? []).filter((session) => session !== this),
-    );
-    delete (req as unknown as Record<string, unknown>)[this.mount.options.property];
-    other.attach();
-    if (rollbackOnly) other.opened.scope.transaction.rollbackOnly = rollbackOnly;
+    if (this.given) other.policy = this.given.policy;
+    replace(this, other, this.exchange.req, this.exchange.res);
+    if (this.given?.rollbackOnly) other.opened.scope.transaction.rollbackOnly = this.given.rollbackOnly;
     return other;
   }
 
@@ -288,41 +219,34 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   runHook(hook: Hook): Promise<void> {
-    const { knex, mount } = this;
-    const terms = (own: readonly [string, string][]): Terms => this.terms(own);
+    const { knex, mount, policy, exchange } = this;
     try {
       this.scope.decide();
     } catch (error) {
       this.report(error);
       return Promise.resolve();
     }
-    return runHook(
-      {
-        knex,
-        isChosen: mount.choose !== undefined,
-        terms,
-        openSessions: mount.openSessions,
-        report: (error) => this.report(error),
-        isAutocommit: this.scope.transaction.isAutocommit,
-      },
-      hook,
-    );
+    const unit = {
+      knex,
+      isChosen: mount.choose !== undefined,
+      terms: (own: readonly [string, string][]): Terms => policy.terms(exchange.req, own),
+      openSessions: mount.openSessions,
+      report: (error: unknown) => this.report(error),
+      isAutocommit: this.scope.transaction.isAutocommit,
+    };
+    return runHook(unit, hook);
   }
 
   private get options(): ResolvedOptions {
-    return this.routeOptions ?? this.mount.options;
+    return this.policy.options;
   }
 
   /** @throws SessionError `ERR_SESSION_OPTIONS` if the first statement has come before */
   changeOptions(options: Partial<ResolvedOptions>): void {
-    const scope = this.scope as SessionScope | undefined;
-    if (this.isEngaged || scope?.isDecided || scope?.transaction.isSettled) {
+    if (this.isEngaged || (this.isOpen && (this.scope.isDecided || this.scope.transaction.isSettled))) {
       throw new SessionError('ERR_SESSION_OPTIONS', OPTIONS_CAME_LATE);
     }
-    // The application's settings hold as well: what row-level security reads must not go because a route adds a timeout.
-    const { settings, ...others } = options;
-    if (settings !== undefined) this.routeSettings.push(settings);
-    this.routeOptions = { ...this.options, ...others };
+    this.policy = this.policy.with(options);
   }
 
   /** With the first statement, or hook: from now on the response waits for the session. @param start what may still refuse it */
@@ -343,7 +267,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
       throw error;
     } finally {
       this.isEngaged = true;
-      used.set(res, [...(used.get(res) ?? []), this]);
+      noteUsed(this, res);
     }
     if (this.commitAt === 'finish') {
       res.once('finish', () => this.settleAfterFinish());
@@ -411,7 +335,8 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     let decision: Decision;
     try {
       decision = hasFailed ? 'rollback' : this.decide();
-      if (this.mount.isDiagnosing && decision === 'rollback' && !hasFailed) this.diagnoseRollback();
+      if (this.mount.isDiagnosing && decision === 'rollback' && !hasFailed)
+        diagnoseRollback(this.exchange, this.scope.transaction, this.options);
     } catch (error) {
       await this.scope.settle('rollback', because).catch(() => {});
       throw error;
@@ -432,7 +357,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
    *   a response meanwhile, and there is none left for the error
    */
   fail(error: unknown): Promise<'decided' | 'passed on' | 'rolled back'> | undefined {
-    if (!this.scope) {
+    if (!this.isOpen) {
       this.failedBefore = true;
       return undefined;
     }
@@ -482,24 +407,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     throw new TypeError(`Expected \`shouldCommit\` to return true or false, got ${describe(answer)}.${mustBeSync(answer)}`);
   }
 
-  private static holdConnection(req: Request, knex: Knex): boolean {
-    return RequestSession.attachedTo(req).some((session) => session.knex === knex && session.scope.transaction.isConnected);
-  }
-
-  private diagnoseBody(): void {
-    const { req } = this.exchange;
-    const { isConnected, isAutocommit } = this.scope.transaction;
-    const hasBody = Number(req.headers['content-length']) > 0 || req.headers['transfer-encoding'] !== undefined;
-    if (hasBody && !req.complete && !req.destroyed && isConnected && !isAutocommit) warn('BODY_STILL_ARRIVING', req, BODY_STILL_ARRIVING);
-  }
-
-  private diagnoseRollback(): void {
-    const { req, res } = this.exchange;
-    const { writes = 0, rollbackOnly, isSettled } = this.scope.transaction;
-    const isByStatus = res.statusCode >= 400 && this.options.shouldCommit === optionDefinitions.shouldCommit.default;
-    if (writes > 0 && isByStatus && !rollbackOnly && !isSettled) warn('WRITES_ROLLED_BACK', req, writesRolledBack(writes, res.statusCode));
-  }
-
   /** Whether a client that leaves means nothing to the work. */
   private get letsHandlerFinish(): boolean {
     this.onDisconnect ??= valueFor('onDisconnect', this.options.onDisconnect, this.exchange.req);
@@ -540,21 +447,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 }
 
-/** A body that takes longer than this has been waited for. */
-const SLOW_BODY_MS = 100;
-
-const RESPONSE_HAS_ENDED =
-  'the response has ended. Await every statement before you send the response; for work after it, use withSession().';
-const RESPONSE_HAS_BEGUN =
-  "the response has begun, and the session ends before its first byte leaves. Pass { commitAt: 'end' } to keep it open until the response ends.";
-const RESPONSE_IS_UNDER_WAY =
-  'the response is under way, and its end can no longer be held: it has declared a length, or has none. Run the first statement before its head leaves.';
-const CLIENT_HAS_GONE =
-  "the client has disconnected, and its work was rolled back. Pass { onDisconnect: 'finish' } if it must be done all the same.";
-const ANOTHER_ATTEMPT = 'its attempt has failed, and the handler runs again (retryable). Await every statement before the handler ends.';
-const OPTIONS_CAME_LATE =
-  'sessionOptions() came after the first statement, or hook, of the session. Mount it before whatever runs statements.';
-const SETTINGS_NEED_A_TRANSACTION =
-  '`settings` and `role` hold for one transaction, and this request has none ({ transaction: false }). Leave one of them out.';
-const AN_ERROR_WAS_PASSED_ON =
-  'an error went to the error handlers, and has rolled it back. For work in an error handler, use withSession().';
+function holdsConnection(req: Request, knex: Knex): boolean {
+  return sessionsOn(req).some((session) => session.knex === knex && session.scope.transaction.isConnected);
+}

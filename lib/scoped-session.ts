@@ -1,11 +1,12 @@
 import type { Request } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
+import { sessionsOn } from './attached-sessions';
 import { requestInContext, unitInContext, useContext } from './context';
 import { describe } from './describe';
 import { SessionError } from './errors';
 import { KnexFace, scopeOf } from './knex-face';
-import { RequestSession } from './request-session';
+import type { RequestSession } from './request-session';
 import type { Session } from './session';
 
 export interface ScopedSessionOptions {
@@ -91,7 +92,7 @@ function sessionOn(knex: Knex, sessions: RequestSession[]) {
 
 /** Outside of production all are in context; what works there must work in production. */
 function sessionsOf(req: Request): RequestSession[] {
-  return RequestSession.attachedTo(req).filter(({ mount }) => mount.options.context);
+  return sessionsOn(req).filter(({ mount }) => mount.options.context);
 }
 
 function missing(what: string): SessionError {

@@ -1,6 +1,6 @@
 import type { ErrorRequestHandler, NextFunction, Request, Response } from 'express';
+import { sessionsOf } from './attached-sessions';
 import { runErrorHandlers } from './error-response';
-import { RequestSession } from './request-session';
 
 /**
  * Rolls the request's sessions back before an error goes on to the error handlers mounted after it, so that whatever status
@@ -27,7 +27,7 @@ export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: u
   }
   return function sessionErrorHandlerHandler(error: unknown, req: Request, res: Response, next: NextFunction): void {
     // All at once: while one is rolled back, the old handler may still send a success, and another would commit.
-    const failing = RequestSession.of(req, res).flatMap((session) => session.fail(error) ?? []);
+    const failing = sessionsOf(req, res).flatMap((session) => session.fail(error) ?? []);
     if (failing.length === 0) next(error);
     else {
       void Promise.all(failing).then((fates) => {

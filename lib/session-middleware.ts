@@ -2,6 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
+import { attach, registerProperty, unopenedAt } from './attached-sessions';
 import { bindToContext, runInContext, useContext } from './context';
 import { isDevelopment } from './diagnostics';
 import { SessionError } from './errors';
@@ -12,6 +13,7 @@ import { type Mount, RequestSession } from './request-session';
 import { resolveOptions, sameOptions } from './resolve-options';
 import { earlyHeaders } from './response-head';
 import type { Session } from './session';
+import { SessionPolicy } from './session-policy';
 import type { TransactionOwner } from './transaction-owner';
 
 /** What {@link sessionMiddleware} returns: a request handler that also knows its sessions. */
@@ -72,16 +74,18 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
   const choose = chooserIn(knex);
   if (!choose) assertKnex(knex);
   const openSessions = new OpenSessions();
+  const resolved = resolveOptions(options, { of: 'sessionMiddleware()' });
   const mount: Mount = {
     knex: choose ? undefined : (knex as Knex),
     choose,
-    options: resolveOptions(options, { of: 'sessionMiddleware()' }),
+    options: resolved,
+    policy: new SessionPolicy(resolved),
     openSessions,
     isDiagnosing: isDevelopment(),
   };
   const { property, context } = mount.options;
   const hasContext = context || mount.isDiagnosing;
-  RequestSession.register(property);
+  registerProperty(property);
   if (hasContext) useContext();
 
   return Object.assign(sessionMiddlewareHandler, {
@@ -92,7 +96,7 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
   function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
     const holder = req as unknown as Record<string, unknown>;
     // Not by asking for it: that would choose its Knex.
-    const unopened = RequestSession.mayBeUnopened && RequestSession.unopenedAt(req, property);
+    const unopened = unopenedAt(req, property);
     if (unopened) {
       next(whyRefused(mount, unopened));
       return;
@@ -103,7 +107,7 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
       return;
     }
     const session = new RequestSession(mount, { req, res, next, earlyHeaders: earlyHeaders(res) });
-    session.attach();
+    attach(session, req);
     if (hasContext) {
       runInContext(req, () => {
         // Listeners of a body that arrives, or of a response that ends.

@@ -1,7 +1,8 @@
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
+import { sessionsOf } from './attached-sessions';
 import { SessionError } from './errors';
 import type { SessionOptions } from './options';
-import { RequestSession } from './request-session';
+import type { RequestSession } from './request-session';
 import { checkOptions } from './resolve-options';
 
 /**
@@ -24,7 +25,7 @@ export function sessionOptions(options: SessionOptions): RequestHandler {
   const { property, ...changes } = checkOptions(options, { of: 'sessionOptions()' });
   return function sessionOptionsHandler(req: Request, res: Response, next: NextFunction): void {
     try {
-      meant(RequestSession.of(req, res), property).changeOptions(changes);
+      meant(sessionsOf(req, res), property).changeOptions(changes);
     } catch (error) {
       next(error);
       return;

@@ -1,0 +1,42 @@
+import type { Request } from 'express';
+import type { Settings } from './beginning';
+import { SessionError } from './errors';
+import type { PerRequest } from './options';
+import { pairsOf, type ResolvedOptions, type Terms, termsFor, valueFor } from './resolve-options';
+
+type Pairs = readonly [name: string, value: string][];
+
+/** What holds for a session: the options of its middleware, what its route has changed of them, and what `session.set()` has added. Immutable. */
+export class SessionPolicy {
+  constructor(
+    readonly options: ResolvedOptions,
+    private readonly routeSettings: readonly PerRequest<Settings>[] = [],
+    private readonly added: Pairs = [],
+  ) {}
+
+  /** The application's settings hold as well: what row-level security reads must not go because a route adds a timeout. */
+  with({ settings, ...others }: Partial<ResolvedOptions>): SessionPolicy {
+    const routeSettings = settings === undefined ? this.routeSettings : [...this.routeSettings, settings];
+    return new SessionPolicy({ ...this.options, ...others }, routeSettings, this.added);
+  }
+
+  adding(settings: Pairs): SessionPolicy {
+    return new SessionPolicy(this.options, this.routeSettings, [...this.added, ...settings]);
+  }
+
+  /** @param others what a hook's own session has set @throws TypeError or SessionError as {@link termsFor} */
+  terms(req: Request, others: Pairs = []): Terms {
+    const ofRoute = this.routeSettings.flatMap((settings) => pairsOf(settings, req));
+    return termsFor(this.options, req, [...ofRoute, ...this.added, ...others]);
+  }
+
+  wantsAutocommit(req: Request): boolean {
+    const { transaction, settings, role } = this.options;
+    if (transaction === true || valueFor('transaction', transaction, req)) return false;
+    if (settings === undefined && role === undefined && this.added.length === 0 && this.routeSettings.length === 0) return true;
+    throw new SessionError('ERR_SESSION_OPTIONS', SETTINGS_NEED_A_TRANSACTION);
+  }
+}
+
+const SETTINGS_NEED_A_TRANSACTION =
+  '`settings` and `role` hold for one transaction, and this request has none ({ transaction: false }). Leave one of them out.';
