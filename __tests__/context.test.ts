@@ -17,7 +17,9 @@ const ledger = Ledger.forTests({ pool: { min: 0, max: 3 } });
 /** The code of what currentSession() throws, or whether it is this one. */
 function isCurrent(session: Session, property?: string): boolean | string {
   try {
-    return currentSession(property) === session;
+    const current = currentSession(property);
+    // Inside of a savepoint it is that.
+    return current === session || current.parentTransaction === session;
   } catch (error) {
     return (error as { code: string }).code;
   }

@@ -22,16 +22,19 @@ export interface Unit {
 interface Context {
   readonly storage: AsyncLocalStorage<Running>;
   isInUse: boolean;
+  /** Whether an application has asked for it: outside of production requests are in context anyhow. */
+  isWanted: boolean;
 }
 
 const SHARED = Symbol.for('express-knex-session.context');
 const shared = globalThis as { [SHARED]?: Context };
-shared[SHARED] ??= { storage: new AsyncLocalStorage(), isInUse: false };
+shared[SHARED] ??= { storage: new AsyncLocalStorage(), isInUse: false, isWanted: false };
 const context = shared[SHARED];
 
 /** As long as no middleware keeps sessions in context, it costs nothing. */
-export function useContext(): void {
+export function useContext({ isWanted = true } = {}): void {
   context.isInUse = true;
+  context.isWanted ||= isWanted;
 }
 
 export function runInContext<T>(req: Request, call: () => T): T {
@@ -40,7 +43,7 @@ export function runInContext<T>(req: Request, call: () => T): T {
 
 /** Costs nothing as long as nobody asks for the context. */
 export function runUnitInContext<T>(unit: Omit<Unit, 'outer'>, call: () => T): T {
-  if (!context.isInUse) return call();
+  if (!context.isWanted) return call();
   const around = context.storage.getStore();
   return context.storage.run({ req: around?.req, unit: { ...unit, outer: around?.unit } }, call);
 }

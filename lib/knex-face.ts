@@ -3,7 +3,7 @@ import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
 import type { Beginning, Settings } from './beginning';
 import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
-import { bindToContext, outsideOfContext } from './context';
+import { bindToContext, outsideOfContext, runUnitInContext } from './context';
 import { SessionError } from './errors';
 import type { HookKind } from './hooks';
 import { OuterTransaction } from './outer-transaction';
@@ -239,7 +239,11 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
     transaction(this: SessionClient, container: Container, config: Knex.TransactionConfig = {}): Promise<unknown> {
       this.scope.decide();
       if (this.scope.transaction.isAutocommit) return knex.client.transaction(container, config);
-      return Savepoint.open(this.scope, container, config, (savepoint) => this.knexFace.dress(savepoint));
+      const { isChosen } = this.scope.transaction.owner;
+      // What is called in there, and is handed nothing, belongs to it.
+      const inContext = (session: Session): unknown =>
+        runUnitInContext({ knex: knex as Knex, isChosen, session }, () => container(session));
+      return Savepoint.open(this.scope, inContext, config, (savepoint) => this.knexFace.dress(savepoint));
     },
     /** For `.timeout(ms, { cancel: true })`: its error need not wait for the statement's end, the next statement does. */
     cancelQuery(lease: Lease): Promise<void> {

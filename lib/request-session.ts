@@ -25,7 +25,7 @@ import { KnexFace } from './knex-face';
 import type { OpenSessions } from './open-sessions';
 import type { CommitAt, OnDisconnect } from './options';
 import { report } from './report';
-import { type ResolvedOptions, type Terms, valueFor } from './resolve-options';
+import { type FixedTerms, type ResolvedOptions, type Terms, valueFor } from './resolve-options';
 import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
 import { cutConnection, spareConnection } from './response-hold';
 import { SessionScope } from './scope';
@@ -67,6 +67,7 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   /** Set when the response could not be held any more. */
   private refusedBecause: string | undefined;
   private policy: SessionPolicy;
+  private fixed: FixedTerms | undefined;
   private isClientGone = false;
   private gate: ResponseGate | undefined;
   /** Set when an error of the request has rolled the session back. */
@@ -78,6 +79,10 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   ) {
     this.policy = mount.policy;
     if (mount.knex) this.open(mount.knex);
+  }
+
+  get isChosen(): boolean {
+    return this.mount.choose !== undefined;
   }
 
   /** Whether it has its Knex. */
@@ -119,18 +124,24 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     if (this.attempt?.isOver) throw new SessionClosedError(ANOTHER_ATTEMPT);
     // The end first: every response is destroyed after it.
     if (res.writableEnded && !this.scope.transaction.isRunningHooks) throw new SessionClosedError(RESPONSE_HAS_ENDED);
-    if (isGone(req, res) && !this.letsHandlerFinish) throw new SessionClosedError(CLIENT_HAS_GONE);
+    if (isGone(req, res) && !res.writableFinished && !this.letsHandlerFinish) throw new SessionClosedError(CLIENT_HAS_GONE);
   }
 
   onFirstUse(): Terms {
     const { transaction } = this.scope;
-    if (transaction.isAutocommit) return this.policy.terms(this.exchange.req);
+    if (transaction.isAutocommit) return this.terms();
     this.assertUsable();
     return this.engage(() => {
-      const terms = this.policy.terms(this.exchange.req);
+      const terms = this.terms();
       this.mount.openSessions.join(transaction);
       return terms;
     });
+  }
+
+  /** What the options' functions have returned holds for all of its transactions, and for its hooks. @param others what a hook has set */
+  private terms(others: readonly [string, string][] = []): Terms {
+    this.fixed ??= this.policy.fixedFor(this.exchange.req);
+    return this.policy.termsOf(this.fixed, others);
   }
 
   onCheckpoint(): void {
@@ -171,10 +182,9 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   /** Whether something is stored, or may be. */
   get hasLastingWork(): boolean {
     if (!this.isOpen) return false;
-    const { outcome, isAutocommit, isSettled } = this.scope.transaction;
-    return (
-      this.scope.hasCheckpoint || isAutocommit || outcome === 'committed' || outcome === 'unknown' || (outcome === 'open' && isSettled)
-    );
+    const { outcome, isAutocommit, isSettled, hasStoredNothing, hooks } = this.scope.transaction;
+    if (this.scope.hasCheckpoint || isAutocommit || outcome === 'unknown') return true;
+    return outcome === 'committed' ? !hasStoredNothing || hooks !== undefined : outcome === 'open' && isSettled;
   }
 
   /** Whether bytes of the response have left; undefined if it is not watched. */
@@ -219,17 +229,11 @@ export class RequestSession implements TransactionOwner, GateKeeper {
   }
 
   runHook(hook: Hook): Promise<void> {
-    const { knex, mount, policy, exchange } = this;
-    try {
-      this.scope.decide();
-    } catch (error) {
-      this.report(error);
-      return Promise.resolve();
-    }
+    const { knex, mount } = this;
     const unit = {
       knex,
-      isChosen: mount.choose !== undefined,
-      terms: (own: readonly [string, string][]): Terms => policy.terms(exchange.req, own),
+      isChosen: this.isChosen,
+      terms: (own: readonly [string, string][]): Terms => this.terms(own),
       openSessions: mount.openSessions,
       report: (error: unknown) => this.report(error),
       isAutocommit: this.scope.transaction.isAutocommit,

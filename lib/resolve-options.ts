@@ -1,8 +1,14 @@
 import type { Request, Response } from 'express';
-import { type Beginning, beginningOf, ISOLATION_LEVELS, type IsolationLevel, settingPairs } from './beginning';
+import { type Beginning, beginningOf, ISOLATION_LEVELS, type IsolationLevel, settingPairs, type TransactionModes } from './beginning';
 import { describe, mustBeSync } from './describe';
 import { SessionError } from './errors';
 import type { Limits, PerRequest, SessionOptions } from './options';
+
+/** What the options say of one request, once. */
+export interface FixedTerms extends Limits {
+  readonly modes: TransactionModes;
+  readonly settings: readonly [name: string, value: string][];
+}
 
 /** What holds for one transaction. */
 export interface Terms extends Limits {
@@ -142,29 +148,29 @@ export function valueFor<T>(name: keyof typeof optionDefinitions, option: PerReq
 }
 
 /**
- * Under what a transaction runs.
+ * What the options say of one request.
  *
  * @param req undefined outside of a request, where no option is a function
  * @throws TypeError or SessionError (`ERR_SESSION_OPTIONS`) for what an option's function returned
  */
-export function termsFor(options: ResolvedOptions, req: Request | undefined, added: readonly [string, string][] = []): Terms {
+export function fixedFor(options: ResolvedOptions, req: Request | undefined): FixedTerms {
   return {
     acquireTimeout: valueFor('acquireTimeout', options.acquireTimeout, req),
     transactionTimeout: valueFor('transactionTimeout', options.transactionTimeout, req),
     settleTimeout: valueFor('settleTimeout', options.settleTimeout, req),
-    beginning: beginningFor(options, req, added),
+    modes: {
+      isolationLevel: valueFor('isolationLevel', options.isolationLevel, req),
+      readOnly: valueFor('readOnly', options.readOnly, req),
+      deferrable: valueFor('deferrable', options.deferrable, req),
+    },
+    // What a function returns is a value of the request, and in no message.
+    settings: settingPairs(called('settings', options.settings, req), called('role', options.role, req)),
   };
 }
 
-function beginningFor(options: ResolvedOptions, req: Request | undefined, added: readonly [string, string][]): Beginning {
-  const modes = {
-    isolationLevel: valueFor('isolationLevel', options.isolationLevel, req),
-    readOnly: valueFor('readOnly', options.readOnly, req),
-    deferrable: valueFor('deferrable', options.deferrable, req),
-  };
-  // What a function returns is a value of the request, and in no message.
-  const settings = settingPairs(called('settings', options.settings, req), called('role', options.role, req));
-  return beginningOf(modes, added.length === 0 ? settings : withAdded(settings, added));
+/** Under what a transaction runs. @param added settings of `session.set()` */
+export function termsOf({ modes, settings, ...limits }: FixedTerms, added: readonly [string, string][]): Terms {
+  return { ...limits, beginning: beginningOf(modes, added.length === 0 ? settings : withAdded(settings, added)) };
 }
 
 /** The settings of a route for a request. @throws SessionError `ERR_SESSION_OPTIONS` as {@link settingPairs} */
@@ -182,12 +188,13 @@ function called(name: string, option: unknown, req: Request | undefined): unknow
   );
 }
 
-/** Later ones win; the role stays last. */
-function withAdded(settings: readonly [string, string][], added: readonly [string, string][]): [string, string][] {
-  const all = new Map([...settings, ...added]);
+/** Later ones win, whatever the case of their names; the role stays last. */
+export function withAdded(settings: readonly [string, string][], added: readonly [string, string][]): [string, string][] {
+  const all = new Map<string, [string, string]>();
+  for (const pair of [...settings, ...added]) all.set(pair[0].toLowerCase(), pair);
   const role = all.get('role');
   all.delete('role');
-  return role === undefined ? [...all] : [...all, ['role', role]];
+  return role === undefined ? [...all.values()] : [...all.values(), role];
 }
 
 /** Whether two middlewares were made with the same options, so that one may stand for the other. */

@@ -111,14 +111,19 @@ export class SessionScope extends Scope {
 
   readonly isOver = false;
 
+  override addHook(kind: HookKind, hook: unknown): void {
+    this.decide();
+    super.addHook(kind, hook);
+  }
+
   lease(): Promise<Lease> {
     this.decide();
     return this.transaction.lease(this);
   }
 
   override decide(): void {
-    if (this.isDecided) return;
     const { transaction } = this;
+    if (this.isDecided || transaction.isSettled) return;
     if (transaction.owner.wantsAutocommit()) this.transaction = Autocommit.inPlaceOf(transaction);
     this.isDecided = true;
   }

@@ -2,7 +2,7 @@ import type { Request } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
 import { sessionsOn } from './attached-sessions';
-import { requestInContext, unitInContext, useContext } from './context';
+import { requestInContext, type Unit, unitInContext, useContext } from './context';
 import { describe } from './describe';
 import { SessionError } from './errors';
 import { KnexFace, scopeOf } from './knex-face';
@@ -31,8 +31,7 @@ export interface ScopedSessionOptions {
  * }
  */
 export function currentSession(property?: string): Session {
-  const unit = unitInContext();
-  if (unit && property === undefined) return unit.session;
+  if (property === undefined) for (const { session } of unitsInContext()) return session;
   const req = requestInContext();
   if (!req) throw missing('currentSession()');
   const sessions = sessionsOf(req).filter(({ mount }) => property === undefined || mount.options.property === property);
@@ -70,14 +69,20 @@ export function scopedSession(knex: Knex, options: ScopedSessionOptions = {}): K
     return req ? sessionsOf(req) : [];
   };
   const current = () => {
-    for (let unit = unitInContext(); unit; unit = unit.outer) if (unit.knex === knex) return scopeOf(unit.session);
-    for (let unit = unitInContext(); unit; unit = unit.outer) if (unit.isChosen) return scopeOf(unit.session);
+    const units = [...unitsInContext()];
+    const unit = units.find((unit) => unit.knex === knex) ?? units.find(({ isChosen }) => isChosen);
+    if (unit) return scopeOf(unit.session);
     const candidates = sessions();
     if (candidates.length > 0) return sessionOn(knex, candidates);
     if (outside === 'autocommit') return undefined;
     throw missing('scopedSession()');
   };
   return KnexFace.of(knex).scoped(current, () => sessions().length > 0);
+}
+
+/** From the innermost. What goes on after the end of its savepoint belongs to the level above. */
+function* unitsInContext(): Generator<Unit> {
+  for (let unit = unitInContext(); unit; unit = unit.outer) if (!scopeOf(unit.session).isOver) yield unit;
 }
 
 /** One that was chosen for the request is meant, whichever Knex it is on. */

@@ -86,7 +86,7 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
   const { property, context } = mount.options;
   const hasContext = context || mount.isDiagnosing;
   registerProperty(property);
-  if (hasContext) useContext();
+  if (hasContext) useContext({ isWanted: context });
 
   return Object.assign(sessionMiddlewareHandler, {
     drain: (ms: number) => openSessions.drain(ms),

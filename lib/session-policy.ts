@@ -2,7 +2,7 @@ import type { Request } from 'express';
 import type { Settings } from './beginning';
 import { SessionError } from './errors';
 import type { PerRequest } from './options';
-import { pairsOf, type ResolvedOptions, type Terms, termsFor, valueFor } from './resolve-options';
+import { type FixedTerms, fixedFor, pairsOf, type ResolvedOptions, type Terms, termsOf, valueFor, withAdded } from './resolve-options';
 
 type Pairs = readonly [name: string, value: string][];
 
@@ -24,10 +24,17 @@ export class SessionPolicy {
     return new SessionPolicy(this.options, this.routeSettings, [...this.added, ...settings]);
   }
 
-  /** @param others what a hook's own session has set @throws TypeError or SessionError as {@link termsFor} */
-  terms(req: Request, others: Pairs = []): Terms {
+  /** Asks the options' functions. @throws TypeError or SessionError as {@link fixedFor} */
+  fixedFor(req: Request): FixedTerms {
+    const fixed = fixedFor(this.options, req);
+    if (this.routeSettings.length === 0) return fixed;
     const ofRoute = this.routeSettings.flatMap((settings) => pairsOf(settings, req));
-    return termsFor(this.options, req, [...ofRoute, ...this.added, ...others]);
+    return { ...fixed, settings: withAdded(fixed.settings, ofRoute) };
+  }
+
+  /** @param others what a hook's own session has set */
+  termsOf(fixed: FixedTerms, others: Pairs): Terms {
+    return termsOf(fixed, others.length === 0 ? this.added : [...this.added, ...others]);
   }
 
   wantsAutocommit(req: Request): boolean {

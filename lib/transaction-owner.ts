@@ -7,6 +7,8 @@ import type { Transaction } from './transaction';
 
 /** Whoever a transaction is made for. */
 export interface TransactionOwner {
+  /** Whether its Knex was chosen for its request, and stands for whichever is meant. */
+  readonly isChosen: boolean;
   /** Takes a connection. @param isWanted whether anybody still waits for it */
   connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection>;
   /** Throws if a transaction that has not been used can no longer be. */

@@ -32,6 +32,8 @@ export class Transaction extends StatementRunner {
   readonly isAutocommit: boolean = false;
   /** Set while hooks run after its end. */
   isAfterEnd = false;
+  /** Whether there was nothing to store, though it has committed. */
+  hasStoredNothing = false;
   /** COMMIT's answer, where nobody waits for it. */
   private unwatchedCommit: Promise<void> | undefined;
   /** Set when COMMIT is on its way: it is left to finish. */
@@ -125,6 +127,7 @@ export class Transaction extends StatementRunner {
       this.hasEnded = true;
       if (unwatchedCommit) {
         void unwatchedCommit.then(() => {
+          this.unwatchedCommit = undefined;
           hold?.letGo();
           this.owner.onReleased(this);
         });
@@ -208,6 +211,7 @@ export class Transaction extends StatementRunner {
         this.owner.onError(error);
       });
       this.outcome = 'committed';
+      this.hasStoredNothing = true;
       return;
     }
     try {

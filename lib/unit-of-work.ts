@@ -32,6 +32,7 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
   const added: [string, string][] = [];
   const scope: SessionScope = new SessionScope(
     new Transaction({
+      isChosen: unit.isChosen ?? false,
       connect: (isWanted, beginning) => face.connect(scope, isWanted, beginning),
       assertUsable: () => {},
       onFirstUse: () => {

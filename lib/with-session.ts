@@ -4,7 +4,7 @@ import type { IsolationLevel, Settings } from './beginning';
 import { describe } from './describe';
 import type { SessionOptions } from './options';
 import { report } from './report';
-import { resolveOptions, termsFor } from './resolve-options';
+import { fixedFor, resolveOptions, termsOf } from './resolve-options';
 import type { Session } from './session';
 import { runUnitOfWork } from './unit-of-work';
 
@@ -53,7 +53,7 @@ export async function withSession<T>(knex: Knex, work: (session: Session) => Pro
   return runUnitOfWork(
     {
       knex,
-      terms: (added) => termsFor(resolved, undefined, added),
+      terms: (added) => termsOf(fixedFor(resolved, undefined), added),
       report: (error) => report(knex, resolved.onError, error),
       texts: TEXTS,
     },
