@@ -49,6 +49,7 @@ const excludedTests = [
     'a late cancel does not hit',
     'its proxy closes the connections of cancels half-way, of which PgBouncer 1.18 dies (its issue #801)',
   ],
+  ['no-transaction', 'passes a lost connection on as an error', 'outside of a transaction nobody knows which server connection is meant'],
   ['wire-atomic', 'when BEGIN fails and a statement that shares its Sync never runs', OUTLIVES],
   ['wire-atomic', 'when BEGIN fails and a statement that must wait for it never runs', OUTLIVES],
   [
