@@ -1,10 +1,12 @@
 /*
  * npm run bench: what a session costs, in one run.
+ * npm run bench -- reads: how long one SELECT takes, 5 ms from the database, in each mode.
  * npm run bench -- testing: how long a test of an app takes, with testDatabase() and in other ways.
  *
  * DATABASE_URL: use this server (a table `accounts`, or databases, are made and dropped in it); else one is started.
  * BENCH_ROUNDS: how many rounds (9). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
  */
+import { measureCheapReads } from './cheap-reads';
 import { measureNeverUsed } from './never-used';
 import { measureOneSelect } from './one-select';
 import { measureTesting } from './testing';
@@ -14,6 +16,7 @@ const rounds = Number(process.env['BENCH_ROUNDS'] || 9);
 
 async function main(): Promise<void> {
   if (process.argv[2] === 'testing') return compareTesting();
+  if (process.argv[2] === 'reads') return onServer({}, async (url) => console.log(await measureCheapReads(url, { rounds })));
   console.log(await measureNeverUsed({ rounds: rounds * 3, profileFolder }));
   await onServer({}, async (url) => console.log(await measureOneSelect(url, { rounds, profileFolder })));
 }
