@@ -11,11 +11,11 @@ import { endAtOnce, type PgConnection, type Statement } from './postgres';
 import { type Container, Savepoint } from './savepoint';
 import type { Scope, SessionScope } from './scope';
 import type { Session } from './session';
-import { isLease, type Lease } from './statement-queue';
+import type { Lease } from './statement-queue';
 import type { TransactionOwner } from './transaction-owner';
 
 /**
- * How a session looks like Knex. The only file that knows Knex's inside:
+ * How a session looks like Knex. The file that knows Knex's inside (scoped-face.ts makes a variant of it):
  *
  * - A Knex function is a function with a `context`; all its methods go through `this.context.client`. So a session is a small
  *   function whose prototype is a Knex function, with a context and a client of its own: no copying for each request.
@@ -57,28 +57,9 @@ export class KnexFace {
     scope.face = this.faceOf(client, this.sessionPrototype) as unknown as Session;
   }
 
-  /** A Knex that has no session of its own. @param current the level that a statement belongs to; none if it belongs to the pool */
-  scoped(current: () => Scope | undefined, isInRequest: () => boolean): Knex {
-    const client = Object.create(this.clientPrototype, scopedClientProperties(this.knex, current, isInRequest)) as SessionClient;
-    const face = this.faceOf(client, this.template) as Record<string, unknown>;
-    // Its listeners are those of the Knex instance, which hears every statement.
-    const { knex } = this as unknown as { knex: Record<string, (...args: unknown[]) => unknown> };
-    // For administration, outside of requests.
-    for (const name of ['migrate', 'seed']) {
-      Object.defineProperty(face, name, {
-        configurable: true,
-        get: () => {
-          if (isInRequest())
-            throw new SessionError(
-              'ERR_SESSION_DESTROY',
-              `Inside of a request, knex.${name} is not for a session. Use the Knex instance itself.`,
-            );
-          return (knex as Record<string, unknown>)[name];
-        },
-      });
-    }
-    for (const name of EMITTER) face[name] = (...args: unknown[]) => knex[name]?.(...args);
-    return face as unknown as Knex;
+  /** A Knex function over a client that differs from the application's by these properties. */
+  faceOver(properties: PropertyDescriptorMap): Record<string, unknown> {
+    return this.faceOf(Object.create(this.clientPrototype, properties), this.template) as Record<string, unknown>;
   }
 
   private faceOf(client: SessionClient, prototype: object): object {
@@ -136,20 +117,6 @@ export class KnexFace {
     }
   }
 }
-
-const EMITTER = [
-  'on',
-  'once',
-  'off',
-  'addListener',
-  'removeListener',
-  'prependListener',
-  'prependOnceListener',
-  'removeAllListeners',
-  'listeners',
-  'listenerCount',
-  'emit',
-];
 
 /** tarn's, or Knex's face of a pg.Pool: what `client.releaseConnection` passes on to. */
 interface PoolOfKnex {
@@ -268,37 +235,6 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
   });
 }
 
-/** What {@link KnexFace.scoped} does in its own way: leases are those of the session that is meant, connections those of the pool. */
-function scopedClientProperties(knex: Knex, current: () => Scope | undefined, isInRequest: () => boolean): PropertyDescriptorMap {
-  const { client } = knex;
-  const { query, stream, cancelQuery } = clientProperties(knex) as Record<string, { value: (...args: any[]) => any }>;
-  const ownOrPools = (own: { value: (...args: any[]) => any } | undefined, ofPool: (...args: any[]) => any) =>
-    function (this: SessionClient, ...args: any[]) {
-      // As the session's own: its listeners hear of it.
-      return isLease(args[0]) ? own?.value.apply((args[0].level as Scope).client, args) : ofPool.apply(client, args);
-    };
-  const onlyOutside =
-    (name: 'destroy' | 'initializePool') =>
-    (...args: unknown[]) => {
-      if (isInRequest()) refuseDestroy();
-      return client[name](...args);
-    };
-  return Object.getOwnPropertyDescriptors({
-    _events: undefined,
-    _eventsCount: 0,
-    // As Knex reports it, if it is not meant for anybody now.
-    acquireConnection: async () => current()?.lease() ?? client.acquireConnection(),
-    releaseConnection: async (lease: unknown) => (isLease(lease) ? lease.transaction.returnLease(lease) : client.releaseConnection(lease)),
-    query: ownOrPools(query, client.query),
-    stream: ownOrPools(stream, client.stream),
-    cancelQuery: ownOrPools(cancelQuery, client.cancelQuery),
-    transaction: (...args: unknown[]) => (current()?.client ?? client).transaction(...args),
-    emit: (event: string, ...values: unknown[]) => client.emit(event, ...values),
-    destroy: onlyOutside('destroy'),
-    initializePool: onlyOutside('initializePool'),
-  });
-}
-
 const contextProperties = (knex: Knex): PropertyDescriptorMap => ({
   userParams: {
     get: () => knex.userParams,
@@ -405,7 +341,7 @@ function refuseUserParams(): never {
   throw new Error('Cannot set user params on a transaction - it can only inherit params from main knex instance');
 }
 
-function refuseDestroy(): never {
+export function refuseDestroy(): never {
   throw new SessionError(
     'ERR_SESSION_DESTROY',
     'A database session has no connection pool to destroy or initialize. It ends with the request; ' +

@@ -7,6 +7,7 @@ import { describe } from './describe';
 import { SessionError } from './errors';
 import { KnexFace, scopeOf } from './knex-face';
 import type { RequestSession } from './request-session';
+import { scopedFace } from './scoped-face';
 import type { Session } from './session';
 
 export interface ScopedSessionOptions {
@@ -77,7 +78,7 @@ export function scopedSession(knex: Knex, options: ScopedSessionOptions = {}): K
     if (outside === 'autocommit') return undefined;
     throw missing('scopedSession()');
   };
-  return KnexFace.of(knex).scoped(current, () => sessions().length > 0);
+  return scopedFace(knex, KnexFace.of(knex), { current, isInRequest: () => sessions().length > 0 });
 }
 
 /** From the innermost. What goes on after the end of its savepoint belongs to the level above. */
