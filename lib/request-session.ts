@@ -1,10 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { Request } from 'express';
-import type { Knex } from 'knex';
-import { assertKnex } from './assert-knex';
-import { noteUsed, replace, sessionsOn } from './attached-sessions';
+import { noteUsed, replace } from './attached-sessions';
 import type { Attempt } from './attempt';
-import type { Beginning } from './beginning';
 import {
   AN_ERROR_WAS_PASSED_ON,
   ANOTHER_ATTEMPT,
@@ -14,110 +10,40 @@ import {
   RESPONSE_HAS_ENDED,
   RESPONSE_IS_UNDER_WAY,
 } from './closed-because';
-import type { Connection } from './connection';
 import { describe, mustBeSync } from './describe';
-import { diagnoseBody, diagnoseRollback, watchPool } from './diagnostics';
+import { diagnoseRollback } from './diagnostics';
 import { isGone, onClose } from './disconnect';
 import { isErrorHandler } from './error-response';
 import { SessionClosedError, SessionError } from './errors';
-import type { Hook } from './hooks';
-import { KnexFace } from './knex-face';
-import type { OpenSessions } from './open-sessions';
+import { MountedSession } from './mounted-session';
 import type { CommitAt, OnDisconnect } from './options';
-import { report } from './report';
-import { type FixedTerms, type ResolvedOptions, type Terms, valueFor } from './resolve-options';
-import { canStillHold, type Exchange, type GateKeeper, ResponseGate } from './response-gate';
+import { type ResolvedOptions, type Terms, valueFor } from './resolve-options';
+import { canStillHold, type GateKeeper, ResponseGate } from './response-gate';
 import { cutConnection, spareConnection } from './response-hold';
-import { SessionScope } from './scope';
 import type { SessionPolicy } from './session-policy';
-import { type Decision, Transaction } from './transaction';
-import type { TransactionOwner } from './transaction-owner';
-import { runHook } from './unit-of-work';
-
-/** What a middleware was made with. */
-export interface Mount {
-  /** Unless it is chosen for each request. */
-  readonly knex: Knex | undefined;
-  readonly choose: ((req: Request) => Knex) | undefined;
-  readonly options: ResolvedOptions;
-  /** The same, as a session begins with them. */
-  readonly policy: SessionPolicy;
-  readonly openSessions: OpenSessions;
-  /** Whether mistakes are told that do no harm yet. */
-  readonly isDiagnosing: boolean;
-}
+import type { Decision, Transaction } from './transaction';
 
 /**
  * Ties one session to one request: decides, from the response and the client, when and how the session ends.
  * Until the first statement nothing is watched and nothing is wrapped.
  */
-export class RequestSession implements TransactionOwner, GateKeeper {
-  scope!: SessionScope;
+export class RequestSession extends MountedSession implements GateKeeper {
   /** The run of a retryable handler that it belongs to. */
   private attempt: Attempt | undefined;
   private given: { readonly policy: SessionPolicy; readonly rollbackOnly: Transaction['rollbackOnly'] } | undefined;
-  knex!: Knex;
-  private face!: KnexFace;
   private commitAt: CommitAt | undefined;
   private onDisconnect: OnDisconnect | undefined;
   private isWatched = false;
   private unwatch: (() => void) | undefined;
-  private failedBefore = false;
   private isEngaged = false;
   /** Set when the response could not be held any more. */
   private refusedBecause: string | undefined;
-  private policy: SessionPolicy;
-  private fixed: FixedTerms | undefined;
   private isClientGone = false;
   private gate: ResponseGate | undefined;
   /** Set when an error of the request has rolled the session back. */
   private failure: { readonly error: unknown; isPassedOn: boolean } | undefined;
 
-  constructor(
-    readonly mount: Mount,
-    private readonly exchange: Exchange,
-  ) {
-    this.policy = mount.policy;
-    if (mount.knex) this.open(mount.knex);
-  }
-
-  get isChosen(): boolean {
-    return this.mount.choose !== undefined;
-  }
-
-  /** Whether it has its Knex. */
-  get isOpen(): boolean {
-    return (this.scope as SessionScope | undefined) !== undefined;
-  }
-
-  private open(knex: Knex): void {
-    this.knex = knex;
-    this.face = KnexFace.of(knex);
-    this.scope = new SessionScope(new Transaction(this));
-    this.face.dress(this.scope);
-    if (this.mount.isDiagnosing) {
-      this.scope.transaction.writes = 0;
-      watchPool(knex, holdsConnection);
-    }
-  }
-
-  /** Itself, on the Knex that is chosen now if that has not happened yet. @throws TypeError if none was chosen */
-  get opened(): this {
-    if (this.isOpen) return this;
-    const knex: unknown = this.mount.choose?.(this.exchange.req);
-    mustBeSync(knex);
-    assertKnex(knex, 'the function `knex` to return a Knex instance');
-    this.open(knex);
-    if (this.failedBefore) void this.scope.fail(undefined, AN_ERROR_WAS_PASSED_ON).catch(() => {});
-    return this;
-  }
-
   // What the transaction asks for.
-
-  connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
-    if (this.mount.isDiagnosing) diagnoseBody(this.exchange.req, () => this.scope.transaction.isConnected);
-    return this.face.connect(this.scope, isWanted, beginning);
-  }
 
   assertUsable(): void {
     const { req, res } = this.exchange;
@@ -138,12 +64,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     });
   }
 
-  /** What the options' functions have returned holds for all of its transactions, and for its hooks. @param others what a hook has set */
-  private terms(others: readonly [string, string][] = []): Terms {
-    this.fixed ??= this.policy.fixedFor(this.exchange.req);
-    return this.policy.termsOf(this.fixed, others);
-  }
-
   onCheckpoint(): void {
     // While COMMIT was under way, it was left to finish.
     const { req, res } = this.exchange;
@@ -152,14 +72,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
 
   onHook(): void {
     this.engage(() => {});
-  }
-
-  onSet(settings: readonly [string, string][]): void {
-    this.policy = this.policy.adding(settings);
-  }
-
-  wantsAutocommit(): boolean {
-    return !this.face.outer && this.policy.wantsAutocommit(this.exchange.req);
   }
 
   willRepeat(error: unknown): boolean {
@@ -228,23 +140,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     return attempt?.takes(error) ? () => void attempt.repeat(error) : undefined;
   }
 
-  runHook(hook: Hook): Promise<void> {
-    const { knex, mount } = this;
-    const unit = {
-      knex,
-      isChosen: this.isChosen,
-      terms: (own: readonly [string, string][]): Terms => this.terms(own),
-      openSessions: mount.openSessions,
-      report: (error: unknown) => this.report(error),
-      isAutocommit: this.scope.transaction.isAutocommit,
-    };
-    return runHook(unit, hook);
-  }
-
-  private get options(): ResolvedOptions {
-    return this.policy.options;
-  }
-
   /** @throws SessionError `ERR_SESSION_OPTIONS` if the first statement has come before */
   changeOptions(options: Partial<ResolvedOptions>): void {
     if (this.isEngaged || (this.isOpen && (this.scope.isDecided || this.scope.transaction.isSettled))) {
@@ -306,14 +201,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     }
   }
 
-  onReleased(transaction: Transaction): void {
-    this.mount.openSessions.leave(transaction);
-  }
-
-  onError(error: unknown): void {
-    this.report(error);
-  }
-
   // What the gate asks for.
 
   get letsBytesFlow(): boolean {
@@ -348,10 +235,6 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     const settled = this.scope.settle(decision, because);
     // A session that the handler failed to commit itself: its own answer to that is kept, if it is no success.
     await (decision === 'commit' ? settled : settled.catch(() => {}));
-  }
-
-  report(error: unknown): void {
-    report(this.knex, this.options.onError, error, this.exchange.req);
   }
 
   /**
@@ -449,8 +332,4 @@ export class RequestSession implements TransactionOwner, GateKeeper {
     if (this.scope.transaction.interruptedBy) return;
     this.settle(false).catch((error) => this.report(error));
   }
-}
-
-function holdsConnection(req: Request, knex: Knex): boolean {
-  return sessionsOn(req).some((session) => session.knex === knex && session.scope.transaction.isConnected);
 }
