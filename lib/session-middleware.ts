@@ -8,6 +8,7 @@ import { isDevelopment } from './diagnostics';
 import { SessionError } from './errors';
 import { isSession, ownerOf } from './knex-face';
 import type { Mount } from './mounted-session';
+import { shareShapes } from './object-shape';
 import { OpenSessions, type SessionStats } from './open-sessions';
 import type { SessionOptions } from './options';
 import { RequestSession } from './request-session';
@@ -107,6 +108,7 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
       next(whyRefused(mount, ownerOf(taken)));
       return;
     }
+    shareShapes(req, res);
     const session = new RequestSession(mount, { req, res, next, earlyHeaders: earlyHeaders(res) });
     attach(session, req);
     if (hasContext) {
