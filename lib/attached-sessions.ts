@@ -3,13 +3,16 @@ import { ownerOf } from './knex-face';
 import type { RequestSession } from './request-session';
 
 /**
- * Where sessions may be attached, and those that have been used, by any copy of this package. A list on each request would cost it
- * more than its session does.
+ * Where sessions may be attached, by any copy of this package.
  */
 const REGISTRY = Symbol.for('express-knex-session.registry');
-const shared = globalThis as { [REGISTRY]?: { properties: Set<string>; used: WeakMap<Response, RequestSession[]> } };
-shared[REGISTRY] ??= { properties: new Set(), used: new WeakMap() };
-const { properties, used } = shared[REGISTRY];
+const shared = globalThis as { [REGISTRY]?: { properties: Set<string> } };
+shared[REGISTRY] ??= { properties: new Set() };
+const { properties } = shared[REGISTRY];
+
+/** On a response: the sessions that have been used for it. */
+const USED = Symbol.for('express-knex-session.used');
+type Used = Response & { [USED]?: RequestSession[] };
 
 /** Sessions behind a getter: their Knex has not been chosen yet. */
 const unopened = new WeakMap<() => unknown, RequestSession>();
@@ -42,10 +45,7 @@ export function attach(session: RequestSession, req: Request): void {
 
 /** Puts another session in the place of one. */
 export function replace(session: RequestSession, other: RequestSession, req: Request, res: Response): void {
-  used.set(
-    res,
-    (used.get(res) ?? []).filter((known) => known !== session),
-  );
+  (res as Used)[USED] = (res as Used)[USED]?.filter((known) => known !== session) ?? [];
   delete (req as unknown as Record<string, unknown>)[session.mount.options.property];
   attach(other, req);
 }
@@ -58,7 +58,9 @@ export function unopenedAt(req: Request, property: string): RequestSession | und
 }
 
 export function noteUsed(session: RequestSession, res: Response): void {
-  used.set(res, [...(used.get(res) ?? []), session]);
+  const used = (res as Used)[USED];
+  if (used) used.push(session);
+  else (res as Used)[USED] = [session];
 }
 
 /** Those that are on a request now. */
@@ -73,5 +75,5 @@ export function sessionsOn(req: Request): RequestSession[] {
 
 /** All sessions of a request: those that have been used, wherever they are now, and those that are attached to it. */
 export function sessionsOf(req: Request, res: Response): RequestSession[] {
-  return [...new Set([...(used.get(res) ?? []), ...sessionsOn(req)])];
+  return [...new Set([...((res as Used)[USED] ?? []), ...sessionsOn(req)])];
 }

@@ -75,7 +75,7 @@ export class Autocommit extends Transaction {
     const { connection, __knex__disposed: reason } = lease;
     lease.hasPassed = true;
     // Knex has given it up, and it will be destroyed.
-    if (reason === undefined) await settledWithin((this.terms as Terms).settleTimeout, connection.whenReady());
+    if (reason === undefined) await settledWithin((this.terms as Terms).settleTimeout, Promise.resolve(connection.whenReady()));
     connection.release(reason);
   }
 }

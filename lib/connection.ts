@@ -38,8 +38,8 @@ export interface Connection {
   /** Begins, if that has not happened yet, and runs the statement. */
   query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown>;
   stream(client: KnexClient, statement: Statement, txid: string | undefined, stream: Transform, options: unknown): Promise<unknown>;
-  /** Waits until the next statement can be sent; false if the connection is lost. */
-  whenReady(): Promise<boolean>;
+  /** Waits until the next statement can be sent; true at once if that is now, false if the connection is lost. */
+  whenReady(): Promise<boolean> | true;
   /** Whether the transaction has ended without {@link commit} or {@link rollback}; known while ready. */
   hasEndedByItself(): boolean;
   /** Takes note of what settings are before they are set, if they do not end with the transaction. */
@@ -142,13 +142,11 @@ export class PooledConnection implements Connection {
     return Promise.race([done, this.lossOf(stream), ready]);
   }
 
-  whenReady(): Promise<boolean> {
+  whenReady(): Promise<boolean> | true {
     if (this.lostBecause !== undefined) return Promise.resolve(false);
-    const ready = whenReady(this.pg);
+    if (this.cancelling === undefined && isReady(this.pg)) return true;
     // A cancel may be under way by then, and would hit what comes next.
-    return this.cancelling === undefined && isReady(this.pg)
-      ? ready
-      : ready.then((isReady) => this.cancelling?.then(() => isReady) ?? isReady);
+    return whenReady(this.pg).then((isReady) => this.cancelling?.then(() => isReady) ?? isReady);
   }
 
   hasEndedByItself(): boolean {

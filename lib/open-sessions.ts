@@ -1,5 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
-import { Deadline } from './deadline';
+import { Deadline, nextTurn } from './deadline';
 import { describe } from './describe';
 import { SessionUnavailableError } from './errors';
 import { aDurationFrom, isDuration } from './resolve-options';

@@ -109,9 +109,8 @@ export class OuterTransaction implements Connection {
     }
   }
 
-  async whenReady(): Promise<boolean> {
-    await this.cancelling;
-    return true;
+  whenReady(): Promise<boolean> | true {
+    return this.cancelling?.then(() => true) ?? true;
   }
 
   hasEndedByItself(): boolean {

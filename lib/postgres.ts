@@ -30,7 +30,7 @@ export interface PgConnection {
 export type QueryCallback = (error: unknown, result?: { command: string }) => void;
 
 export interface Wire {
-  readonly stream: { readonly remoteAddress?: string; destroy(): void };
+  readonly stream: { readonly remoteAddress?: string; readonly writable: boolean; write(bytes: Uint8Array): unknown; destroy(): void };
   on(event: 'readyForQuery', listener: (message: { status: string }) => void): unknown;
   on(event: 'portalSuspended' | 'dataRow', listener: () => void): unknown;
   removeListener(event: 'portalSuspended' | 'dataRow', listener: () => void): unknown;
@@ -134,11 +134,7 @@ function makeGroupedQuery(Query: PgQueryClass) {
 
     // Here and not in `submit`: pg has checked the statement by now, so the Sync at its end is certain to follow.
     override prepare(wire: Wire): void {
-      for (const { text, values } of this.preamble.commands) {
-        wire.parse({ text });
-        wire.bind(values ? { values } : {});
-        wire.execute({});
-      }
+      wire.stream.write(preambleBytes(wire, this.preamble.commands));
       // The simple protocol's results are text, whatever the connection asks for otherwise.
       if (!super.requiresPreparation()) this.binary = false;
       super.prepare(wire);
@@ -159,6 +155,35 @@ function makeGroupedQuery(Query: PgQueryClass) {
       else this.preamble.completed++;
     }
   };
+}
+
+/** A connection whose messages are kept. */
+function collecting(wire: Wire, written: Uint8Array[]): Wire {
+  const stream = { writable: wire.stream.writable, write: (bytes: Uint8Array) => written.push(bytes) };
+  return Object.create(wire, { stream: { value: stream } });
+}
+
+const bytesOfBegin = new Map<string, Uint8Array>();
+
+function preambleBytes(wire: Wire, commands: readonly Command[]): Uint8Array {
+  const [begin] = commands as [Command];
+  let bytes = bytesOfBegin.get(begin.text);
+  if (bytes === undefined) {
+    bytes = bytesOf(wire, [begin]);
+    bytesOfBegin.set(begin.text, bytes);
+  }
+  return commands.length === 1 ? bytes : Buffer.concat([bytes, bytesOf(wire, commands.slice(1))]);
+}
+
+function bytesOf(wire: Wire, commands: readonly Command[]): Uint8Array {
+  const written: Uint8Array[] = [];
+  const sender = collecting(wire, written);
+  for (const { text, values } of commands) {
+    sender.parse({ text });
+    sender.bind(values ? { values } : {});
+    sender.execute({});
+  }
+  return Buffer.concat(written);
 }
 
 export function isComplete(preamble: Preamble): boolean {

@@ -1,4 +1,3 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { noteUsed, replace } from './attached-sessions';
 import type { Attempt } from './attempt';
 import {
@@ -10,6 +9,7 @@ import {
   RESPONSE_HAS_ENDED,
   RESPONSE_IS_UNDER_WAY,
 } from './closed-because';
+import { nextTurn } from './deadline';
 import { describe, mustBeSync } from './describe';
 import { diagnoseRollback } from './diagnostics';
 import { isGone, onClose } from './disconnect';

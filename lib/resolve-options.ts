@@ -168,6 +168,22 @@ export function fixedFor(options: ResolvedOptions, req: Request | undefined): Fi
   };
 }
 
+/** Whether {@link fixedFor} asks functions. */
+export function dependsOnRequest(options: ResolvedOptions): boolean {
+  return FIXED.some((name) => typeof options[name] === 'function');
+}
+
+const FIXED = [
+  'acquireTimeout',
+  'transactionTimeout',
+  'settleTimeout',
+  'isolationLevel',
+  'readOnly',
+  'deferrable',
+  'settings',
+  'role',
+] as const satisfies (keyof SessionOptions)[];
+
 /** Under what a transaction runs. @param added settings of `session.set()` */
 export function termsOf({ modes, settings, ...limits }: FixedTerms, added: readonly [string, string][]): Terms {
   return { ...limits, beginning: beginningOf(modes, added.length === 0 ? settings : withAdded(settings, added)) };

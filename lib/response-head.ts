@@ -70,7 +70,9 @@ export class SavedHead {
     private readonly res: ServerResponse,
     private readonly early: EarlyHeaders,
   ) {
-    this.headers = Object.fromEntries(Object.entries(res.getHeaders()).map(([name, value]) => [name, copyOf(value)]));
+    const headers: Record<string, Value> = res.getHeaders();
+    for (const name in headers) if (Array.isArray(headers[name])) headers[name] = copyOf(headers[name]);
+    this.headers = headers;
     this.status = { statusCode: res.statusCode, statusMessage: res.statusMessage };
     const { shouldKeepAlive, useChunkedEncodingByDefault, sendDate } = res as unknown as HeadFields;
     this.fields = { shouldKeepAlive, useChunkedEncodingByDefault, sendDate };

@@ -36,13 +36,16 @@ export class Overrides<T extends object> {
   }
 }
 
+/** Kept as long as the connection: to put the method on and off for each of its responses costs more. */
 interface SocketHold {
+  /** Responses that hold it now. */
   count: number;
   isDestroyRequested: boolean;
-  overrides: Overrides<Socket>;
+  /** Set when the connection is cut: nothing is put off any more. */
+  isOver: boolean;
 }
 
-const heldSockets = new WeakMap<Socket, SocketHold>();
+const socketHolds = new WeakMap<Socket, SocketHold>();
 
 /**
  * Puts off a `socket.destroy()` without an error: Express's default error handler calls it when a handler throws after its
@@ -51,30 +54,29 @@ const heldSockets = new WeakMap<Socket, SocketHold>();
  * @returns a function that lets go, and destroys the socket if that was asked for
  */
 export function holdDestroy(socket: Socket): () => void {
-  let hold = heldSockets.get(socket);
-  if (hold === undefined) {
-    const created: SocketHold = { count: 0, isDestroyRequested: false, overrides: new Overrides(socket) };
-    const destroy = created.overrides.set('destroy', (error?: Error) => {
-      // A client that can receive nothing any more, and a server that shuts down, wait for nobody.
-      const { server } = socket as { server?: { listening: boolean } };
-      if (error || !socket.writable || server?.listening === false) return destroy.call(socket, error);
-      created.isDestroyRequested = true;
-      return socket;
-    });
-    heldSockets.set(socket, created);
-    hold = created;
-  }
-  const held = hold;
-  held.count++;
+  const hold = socketHolds.get(socket) ?? watchDestroy(socket);
+  hold.count++;
   let isLetGo = false;
   return () => {
     if (isLetGo) return;
     isLetGo = true;
-    if (--held.count > 0) return;
-    heldSockets.delete(socket);
-    held.overrides.remove({ force: false });
-    if (held.isDestroyRequested) socket.destroy();
+    hold.count--;
+    if (hold.count === 0 && hold.isDestroyRequested) socket.destroy();
   };
+}
+
+function watchDestroy(socket: Socket): SocketHold {
+  const hold: SocketHold = { count: 0, isDestroyRequested: false, isOver: false };
+  const { destroy } = socket;
+  socket.destroy = (error?: Error): Socket => {
+    // A client that can receive nothing any more, and a server that shuts down, wait for nobody.
+    const { server } = socket as { server?: { listening: boolean } };
+    if (hold.count === 0 || hold.isOver || error || !socket.writable || server?.listening === false) return destroy.call(socket, error);
+    hold.isDestroyRequested = true;
+    return socket;
+  };
+  socketHolds.set(socket, hold);
+  return hold;
 }
 
 /**
@@ -135,7 +137,8 @@ export function spareConnection(req: IncomingMessage, res: ServerResponse): void
 /** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */
 export function cutConnection(res: ServerResponse): void {
   const socket = res.socket as (Socket & { encrypted?: boolean; _parent?: Socket }) | null;
-  if (socket) heldSockets.get(socket)?.overrides.remove({ force: false });
+  const hold = socket && socketHolds.get(socket);
+  if (hold) hold.isOver = true;
   // Beneath TLS there is a connection that can be reset; not in what an adapter passes for a socket.
   const connection = socket?.encrypted ? socket._parent : socket;
   if (connection && 'resetAndDestroy' in connection) connection.resetAndDestroy();

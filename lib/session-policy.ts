@@ -2,12 +2,26 @@ import type { Request } from 'express';
 import type { Settings } from './beginning';
 import { SessionError } from './errors';
 import type { PerRequest } from './options';
-import { type FixedTerms, fixedFor, pairsOf, type ResolvedOptions, type Terms, termsOf, valueFor, withAdded } from './resolve-options';
+import {
+  dependsOnRequest,
+  type FixedTerms,
+  fixedFor,
+  pairsOf,
+  type ResolvedOptions,
+  type Terms,
+  termsOf,
+  valueFor,
+  withAdded,
+} from './resolve-options';
 
 type Pairs = readonly [name: string, value: string][];
 
 /** What holds for a session: the options of its middleware, what its route has changed of them, and what `session.set()` has added. Immutable. */
 export class SessionPolicy {
+  /** The same for each request, if no option is a function. */
+  private fixed: FixedTerms | undefined;
+  private terms: Terms | undefined;
+
   constructor(
     readonly options: ResolvedOptions,
     private readonly routeSettings: readonly PerRequest<Settings>[] = [],
@@ -26,15 +40,22 @@ export class SessionPolicy {
 
   /** Asks the options' functions. @throws TypeError or SessionError as {@link fixedFor} */
   fixedFor(req: Request): FixedTerms {
+    if (this.fixed) return this.fixed;
     const fixed = fixedFor(this.options, req);
-    if (this.routeSettings.length === 0) return fixed;
+    if (this.routeSettings.length === 0) {
+      if (!dependsOnRequest(this.options)) this.fixed = fixed;
+      return fixed;
+    }
     const ofRoute = this.routeSettings.flatMap((settings) => pairsOf(settings, req));
     return { ...fixed, settings: withAdded(fixed.settings, ofRoute) };
   }
 
   /** @param others what a hook's own session has set */
   termsOf(fixed: FixedTerms, others: Pairs): Terms {
-    return termsOf(fixed, others.length === 0 ? this.added : [...this.added, ...others]);
+    const added = others.length === 0 ? this.added : [...this.added, ...others];
+    if (fixed !== this.fixed || added.length > 0) return termsOf(fixed, added);
+    this.terms ??= termsOf(fixed, added);
+    return this.terms;
   }
 
   wantsAutocommit(req: Request): boolean {

@@ -1,7 +1,7 @@
 import type { Transform } from 'node:stream';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Connection, KnexClient } from './connection';
 import type { ConnectionHold } from './connection-hold';
+import { nextTurn } from './deadline';
 import { SessionClosedError, SessionError, TransactionAbortedError } from './errors';
 import type { Hooks } from './hooks';
 import { Interruption } from './interruption';
@@ -156,11 +156,14 @@ export abstract class StatementRunner {
       throw failed;
     } finally {
       try {
-        await this.noteState(connection, failed);
+        // An error comes before the server is ready again, and its status is stale until then.
+        const ready = this.hold?.disposedBecause ? true : connection.whenReady();
+        if (ready !== true) await ready;
+        this.noteState(connection, failed);
       } finally {
         lease.isRunning = false;
         if (lease.isReturned) this.pass(lease);
-        await this.tellAfterRollback(lease);
+        if (this.isAbandoned) await this.tellAfterRollback(lease);
       }
     }
   }
@@ -229,9 +232,8 @@ export abstract class StatementRunner {
     return error;
   }
 
-  /** After every statement; an error comes before the server is ready again, and its status is stale until then. */
-  private async noteState(connection: Connection, failed: unknown): Promise<void> {
-    if (!this.hold?.disposedBecause) await connection.whenReady();
+  /** After every statement. */
+  private noteState(connection: Connection, failed: unknown): void {
     if (this.hold?.connection !== connection) return;
     if (connection.hasBegun && this.outcome === 'unused') this.outcome = 'open';
     if (!connection.hasEndedByItself()) return;

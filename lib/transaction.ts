@@ -1,7 +1,7 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Acquisition } from './acquisition';
 import type { Connection } from './connection';
 import { ConnectionHold } from './connection-hold';
+import { nextTurn } from './deadline';
 import { CommitUnknownError, SessionClosedError, type SessionError, SessionTimeoutError } from './errors';
 import { type HookKind, Hooks, mustBeHook } from './hooks';
 import type { Interruption } from './interruption';
