@@ -96,7 +96,7 @@ export class ResponseGate {
       flushHeaders: this.overrides.set('flushHeaders', () => this.flushHeaders()),
     };
     // What a compression mounted after us will put here must go with a discarded response.
-    this.overrides.remember('on', 'addListener', 'once', 'flush');
+    this.overrides.remember(WRAPPED_BY_COMPRESSION);
     this.drain = new HeldDrain(res);
     res.on('pipe', this.onPipe);
   }
@@ -263,15 +263,15 @@ export class ResponseGate {
     };
     this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded, failure).then(
       () => {
+        // Our methods stay where they are, and stand aside: to take them off costs more.
         leave();
-        this.overrides.remove({ force: false });
         this.replay();
         if (isDestroyRequested) res.destroy();
         letSocketGo();
       },
       ({ error, keeper }: Failure) => {
         leave();
-        this.overrides.remove({ force: true });
+        this.overrides.remove();
         if (hasStreamed) {
           this.cut(error, keeper);
           letSocketGo();
@@ -336,7 +336,7 @@ export class ResponseGate {
     if (this.phase === 'discarded') return;
     if (this.phase !== 'passed') {
       this.head.letGo();
-      this.overrides.remove({ force: true });
+      this.overrides.remove();
     }
     this.drop();
     this.res.removeListener('pipe', this.onPipe);
@@ -371,6 +371,8 @@ export class ResponseGate {
     cutConnection(this.res);
   }
 }
+
+const WRAPPED_BY_COMPRESSION = ['on', 'addListener', 'once', 'flush'];
 
 function isChunk(value: unknown): boolean {
   return typeof value === 'string' || value instanceof Uint8Array;

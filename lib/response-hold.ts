@@ -3,9 +3,10 @@ import type { Socket } from 'node:net';
 
 type Method = (...args: any[]) => any;
 
-/** Puts methods on an object and takes them off again, leaving what others have put there in the meantime. */
+/** Puts methods on an object and takes them off again, with all that others have put there in the meantime. */
 export class Overrides<T extends object> {
-  private readonly entries: { name: string; own: boolean; value: Method; ours?: Method }[] = [];
+  private readonly entries: { name: string; value: Method }[] = [];
+  private names: readonly string[] = [];
 
   constructor(private readonly target: T) {}
 
@@ -13,26 +14,23 @@ export class Overrides<T extends object> {
   set(name: string, method: Method): Method {
     const target = this.target as Record<string, Method>;
     const value = target[name] as Method;
-    this.entries.push({ name, own: Object.hasOwn(target, name), value, ours: method });
+    this.entries.push({ name, value });
     target[name] = method;
     return value;
   }
 
-  /** Notes what is there now, for a forced removal to bring back. */
-  remember(...names: string[]): void {
+  /** Notes what is there now, to bring it back. */
+  remember(names: readonly string[]): void {
     const target = this.target as Record<string, Method>;
-    for (const name of names) this.entries.push({ name, own: Object.hasOwn(target, name), value: target[name] as Method });
+    this.names = names;
+    for (const name of names) if (Object.hasOwn(target, name)) this.entries.push({ name, value: target[name] as Method });
   }
 
-  /** @param force also where someone has wrapped ours since: their memory of the response would outlive it */
-  remove({ force }: { force: boolean }): void {
+  /** Also where someone has wrapped ours since: their memory of the response would outlive it. */
+  remove(): void {
     const target = this.target as Record<string, Method>;
-    for (const { name, own, value, ours } of this.entries.reverse()) {
-      if (!force && target[name] !== ours) continue;
-      // Assigned even where it was inherited: a deletion makes all later uses of the response slower.
-      if (own || value !== undefined) target[name] = value;
-      else delete target[name];
-    }
+    for (const name of this.names) delete target[name];
+    for (const { name, value } of this.entries.reverse()) target[name] = value;
   }
 }
 
@@ -86,24 +84,24 @@ function watchDestroy(socket: Socket): SocketHold {
  * that wait here: they are kept from it until there is something that it can drain.
  */
 export class HeldDrain {
-  private readonly overrides: Overrides<ServerResponse> | undefined;
+  private isReleased = false;
   private readonly kept: [method: 'on' | 'addListener' | 'once', listener: () => void][] = [];
 
   constructor(private readonly res: ServerResponse) {
     if (!Object.hasOwn(res, 'on')) return;
-    this.overrides = new Overrides(res);
     for (const method of ['on', 'addListener', 'once'] as const) {
-      const original = this.overrides.set(method, (event: string | symbol, listener: () => void) => {
-        if (event !== 'drain') return original.call(res, event, listener);
+      const original = res[method];
+      res[method] = (event: string | symbol, listener: (...args: any[]) => void): typeof res => {
+        if (this.isReleased || event !== 'drain') return original.call(res, event, listener);
         this.kept.push([method, listener]);
         return res;
-      });
+      };
     }
   }
 
   /** Before the writes are made: they will call for the listeners. */
   release(): void {
-    this.overrides?.remove({ force: false });
+    this.isReleased = true;
     for (const [method, listener] of this.kept) this.res[method]('drain', listener);
   }
 
