@@ -33,6 +33,8 @@ export interface KnexClient {
 export interface Connection {
   readonly knexUid: string | undefined;
   readonly hasBegun: boolean;
+  /** Whether the next statement may be sent before the last one is answered. */
+  readonly takesMore: boolean;
   /** Set as soon as the connection is known to be dead. */
   readonly lostBecause: unknown;
   /** Begins, if that has not happened yet, and runs the statement. */
@@ -68,7 +70,10 @@ export interface Pool {
 /** A connection of the application's pool, with a transaction of its own. */
 export class PooledConnection implements Connection {
   hasBegun: boolean;
+  takesMore = false;
   lostBecause: unknown;
+  /** Settles when BEGIN was answered. */
+  private beginningWith: Promise<unknown> | undefined;
   private cancelling: Promise<void> | undefined;
   private readonly whenLost = new Set<() => void>();
 
@@ -103,18 +108,30 @@ export class PooledConnection implements Connection {
   }
 
   async query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
+    this.takesMore = this.pg.pipeline === true && isGroupable(statement);
     if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);
+    if (this.beginningWith) return this.follow(client, statement, txid);
+    const first = this.queryFirst(client, statement, txid);
+    if (this.takesMore) {
+      this.beginningWith = first.then(noop, noop).then(() => {
+        this.beginningWith = undefined;
+      });
+    }
+    return first;
+  }
 
+  /** Together with BEGIN, if that can be done. */
+  private async queryFirst(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
     for (const command of this.beginning.commands) this.announce(command);
     const preamble: Preamble = { commands: this.beginning.commands, isRequested: false, completed: 0 };
     const grouped = isGroupable(statement) ? precededBy(this.pg, preamble) : undefined;
     if (grouped === undefined) {
+      this.takesMore = false;
       await this.begin();
       return this.pool.client.query.call(client, this.taggedWith(txid), statement);
     }
     try {
-      const first = { __knexUid: this.pg.__knexUid, __knexTxId: txid, ...grouped };
-      return await this.pool.client.query.call(client, first, statement);
+      return await this.pool.client.query.call(client, this.likeConnection(grouped, txid), statement);
     } catch (error) {
       if (isGivenUp(error)) throw error;
       // The answer to BEGIN may still be on its way behind an error of the driver's own.
@@ -128,6 +145,25 @@ export class PooledConnection implements Connection {
     } finally {
       this.hasBegun = isComplete(preamble);
     }
+  }
+
+  /** Before BEGIN was answered: not without it. */
+  private async follow(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
+    const guarded = isGroupable(statement) && precededBy(this.pg, { commands: [], isRequested: false, completed: 0, isBehind: true });
+    try {
+      if (guarded) return await this.pool.client.query.call(client, this.likeConnection(guarded, txid), statement);
+      await this.beginningWith;
+    } catch (error) {
+      await this.beginningWith;
+      if (this.hasBegun) throw error;
+    }
+    if (this.lostBecause) throw new SessionUnavailableError(this.lostBecause);
+    // If the driver has not sent what was in front, this is the first.
+    return this.query(client, statement, txid);
+  }
+
+  private likeConnection(sender: Pick<PgConnection, 'query'>, txid: string | undefined): object {
+    return { __knexUid: this.pg.__knexUid, __knexTxId: txid, ...sender };
   }
 
   async stream(client: KnexClient, statement: Statement, txid: string | undefined, stream: Transform, options: unknown): Promise<unknown> {
@@ -251,6 +287,8 @@ export class PooledConnection implements Connection {
     for (const end of this.whenLost) end();
   };
 }
+
+function noop(): void {}
 
 function isRefusal(error: unknown): boolean {
   return isServerError(error) && error.code !== QUERY_CANCELED;

@@ -109,6 +109,8 @@ export class OuterTransaction implements Connection {
     }
   }
 
+  readonly takesMore = false;
+
   whenReady(): Promise<boolean> | true {
     return this.cancelling?.then(() => true) ?? true;
   }

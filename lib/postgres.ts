@@ -11,6 +11,8 @@ export interface PgConnection {
   __knex__disposed?: unknown;
   /** pg's own field: true while no query is active. */
   readonly readyForQuery?: boolean;
+  /** pg's option (>= 8.23): statements are sent before those in front are answered. */
+  readonly pipeline?: boolean;
   /** The driver's connection to the wire; pg-native has none. */
   readonly connection?: Wire | undefined;
   // Where it has connected to, and how; the server's key for cancelling.
@@ -37,6 +39,7 @@ export interface Wire {
   parse(message: { text: string }): void;
   bind(message: object): void;
   execute(message: object): void;
+  describe(message: object): void;
   sync(): void;
 }
 
@@ -75,6 +78,8 @@ export interface Preamble {
   /** Whether the driver was asked to send them. */
   isRequested: boolean;
   completed: number;
+  /** Commands that have been sent already, by another statement. */
+  readonly isBehind?: boolean;
 }
 
 /**
@@ -85,6 +90,8 @@ export interface Preamble {
  * 2. A named prepared statement and a paged one (`rows`) are not grouped: pg would take the answer to the command's Parse for theirs.
  * 3. Several statements in one string are not: the extended protocol refuses them.
  * 4. pg-native has no wire to write to: undefined.
+ * 5. In pg's pipeline mode, statements that follow before the answer to BEGIN (`isBehind`) ask for the portal that BEGIN was run in: a
+ *    portal ends with its transaction, so if there is none, the server skips them as well.
  */
 export function precededBy(connection: PgConnection, preamble: Preamble): Pick<PgConnection, 'query'> | undefined {
   const Query = (connection.constructor as { Query?: PgQueryClass }).Query;
@@ -92,7 +99,7 @@ export function precededBy(connection: PgConnection, preamble: Preamble): Pick<P
   return {
     query: (config: unknown, callback: QueryCallback) => {
       preamble.isRequested = true;
-      return connection.query(new (groupedQueryOf(Query))(config as object, callback, preamble));
+      return connection.query(new (groupedQueryOf(Query))(config as object, callback, preamble, connection.pipeline === true));
     },
   };
 }
@@ -123,6 +130,7 @@ function makeGroupedQuery(Query: PgQueryClass) {
       config: object,
       callback: QueryCallback,
       readonly preamble: Preamble,
+      private readonly isPipelined: boolean,
     ) {
       super(config, callback);
     }
@@ -134,7 +142,8 @@ function makeGroupedQuery(Query: PgQueryClass) {
 
     // Here and not in `submit`: pg has checked the statement by now, so the Sync at its end is certain to follow.
     override prepare(wire: Wire): void {
-      wire.stream.write(preambleBytes(wire, this.preamble.commands));
+      if (this.preamble.isBehind) wire.describe({ type: 'P', name: BEGIN_PORTAL });
+      else wire.stream.write(preambleBytes(wire, this.preamble.commands, this.isPipelined ? BEGIN_PORTAL : ''));
       // The simple protocol's results are text, whatever the connection asks for otherwise.
       if (!super.requiresPreparation()) this.binary = false;
       super.prepare(wire);
@@ -163,25 +172,27 @@ function collecting(wire: Wire, written: Uint8Array[]): Wire {
   return Object.create(wire, { stream: { value: stream } });
 }
 
+const BEGIN_PORTAL = 'express-knex-session begin';
+/** There are few texts of BEGIN, and they are sent very often. */
 const bytesOfBegin = new Map<string, Uint8Array>();
 
-function preambleBytes(wire: Wire, commands: readonly Command[]): Uint8Array {
-  const [begin] = commands as [Command];
-  let bytes = bytesOfBegin.get(begin.text);
+function preambleBytes(wire: Wire, [begin, ...others]: readonly Command[], portal: string): Uint8Array {
+  const key = portal + (begin as Command).text;
+  let bytes = bytesOfBegin.get(key);
   if (bytes === undefined) {
-    bytes = bytesOf(wire, [begin]);
-    bytesOfBegin.set(begin.text, bytes);
+    bytes = bytesOf(wire, [begin as Command], portal);
+    bytesOfBegin.set(key, bytes);
   }
-  return commands.length === 1 ? bytes : Buffer.concat([bytes, bytesOf(wire, commands.slice(1))]);
+  return others.length === 0 ? bytes : Buffer.concat([bytes, bytesOf(wire, others)]);
 }
 
-function bytesOf(wire: Wire, commands: readonly Command[]): Uint8Array {
+function bytesOf(wire: Wire, commands: readonly Command[], portal = ''): Uint8Array {
   const written: Uint8Array[] = [];
   const sender = collecting(wire, written);
-  for (const { text, values } of commands) {
+  for (const { text, values = [] } of commands) {
     sender.parse({ text });
-    sender.bind(values ? { values } : {});
-    sender.execute({});
+    sender.bind({ portal, values });
+    sender.execute({ portal });
   }
   return Buffer.concat(written);
 }

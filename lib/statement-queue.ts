@@ -14,6 +14,8 @@ export class Lease {
   isReturned = false;
   /** Whether the turn has gone on to the next. */
   hasPassed = false;
+  /** Whether the next has had its turn before the answer to this one's statement. */
+  isShared = false;
   /** Whether the server may still be busy with its statement. */
   isRunning = false;
   /** Knex leaves its mark here when a statement's `.timeout()` has passed: the connection is still busy with it. */
@@ -47,24 +49,46 @@ export class Lease {
 
 /**
  * Whose turn it is. A turn is asked for when Knex asks for a connection, which is the order in which statements were issued, and lasts
- * until Knex gives it back: pg 9 will have no queue of its own.
+ * until Knex gives it back: pg 9 will have no queue of its own. In pg's pipeline mode it is shared as soon as the statement is sent.
  */
 export class StatementQueue {
-  isBusy = false;
+  private isTaken = false;
+  /** Statements that are under way, and have let others go. */
+  private sharing = 0;
   private waiting: (() => void)[] | undefined;
   private whenDrained: Promise<void> | undefined;
   private onDrained: (() => void) | undefined;
 
+  get isBusy(): boolean {
+    return this.isTaken || this.sharing > 0;
+  }
+
+  get isShared(): boolean {
+    return this.sharing > 0;
+  }
+
   /** Nothing to wait for if nobody is in front. */
   turn(): Promise<void> | undefined {
-    if (this.isBusy) {
+    if (this.isTaken) {
       return new Promise((resolve) => {
         this.waiting ??= [];
         this.waiting.push(resolve);
       });
     }
-    this.isBusy = true;
+    this.isTaken = true;
     return undefined;
+  }
+
+  /** The statement is sent, and the next one may follow. */
+  share(): void {
+    this.sharing++;
+    this.pass();
+  }
+
+  /** A statement that has shared its turn has ended. */
+  leave(): void {
+    this.sharing--;
+    this.noteIdle();
   }
 
   pass(): void {
@@ -72,10 +96,15 @@ export class StatementQueue {
     const next = this.waiting?.shift();
     if (next) next();
     else {
-      this.isBusy = false;
-      this.onDrained?.();
-      this.whenDrained = this.onDrained = undefined;
+      this.isTaken = false;
+      this.noteIdle();
     }
+  }
+
+  private noteIdle(): void {
+    if (this.isBusy) return;
+    this.onDrained?.();
+    this.whenDrained = this.onDrained = undefined;
   }
 
   /** Lets everybody go: the statement in front does not end. */

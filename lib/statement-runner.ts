@@ -110,7 +110,8 @@ export abstract class StatementRunner {
   private pass(lease: Lease): void {
     if (lease.hasPassed) return;
     lease.hasPassed = true;
-    this.queue.pass();
+    if (lease.isShared) this.queue.leave();
+    else this.queue.pass();
   }
 
   query(lease: Lease, client: KnexClient, statement: Statement): Promise<unknown> {
@@ -145,7 +146,13 @@ export abstract class StatementRunner {
     lease.isRunning = true;
     this.hold?.noteStatement(statement);
     try {
-      const result = await send(connection);
+      const sent = send(connection);
+      if (connection.takesMore && statement.method !== undefined && !lease.hasPassed) {
+        // One statement for a lease: those without a method are of a schema, which has several.
+        lease.isShared = true;
+        this.queue.share();
+      }
+      const result = await sent;
       // A transaction that has failed takes nothing but ROLLBACK TO: this one is healthy, whatever was before.
       this.abortedBy = undefined;
       if (this.writes !== undefined && isWrite(statement)) this.writes++;
@@ -157,12 +164,13 @@ export abstract class StatementRunner {
     } finally {
       try {
         // An error comes before the server is ready again, and its status is stale until then.
-        const ready = this.hold?.disposedBecause ? true : connection.whenReady();
+        // With others under way, it is the last that looks.
+        const ready = this.hold?.disposedBecause || this.queue.isShared ? true : connection.whenReady();
         if (ready !== true) await ready;
         this.noteState(connection, failed);
       } finally {
         lease.isRunning = false;
-        if (lease.isReturned) this.pass(lease);
+        if (lease.isReturned || lease.isShared) this.pass(lease);
         if (this.isAbandoned) await this.tellAfterRollback(lease);
       }
     }
@@ -219,10 +227,10 @@ export abstract class StatementRunner {
     if (error instanceof SessionError) this.failure ??= error;
     if (isGivenUp(error)) this.hold?.dispose(error);
     const isServers = isServerError(error);
-    const reason =
-      this.isAbandoned && !(isServers && error.code !== QUERY_CANCELED) ? (this.interruption.reason ?? this.closed) : undefined;
+    // Our doing: we have cancelled it, or one in front of it, or destroyed its connection.
+    const isOurs = !isServers || error.code === QUERY_CANCELED || (error.code === FAILED_TRANSACTION && this.abortedBy === undefined);
+    const reason = this.isAbandoned && isOurs ? (this.interruption.reason ?? this.closed) : undefined;
     if (reason) {
-      // It is our doing: we have cancelled it, or destroyed its connection.
       reason.cause ??= error;
       return reason;
     }
