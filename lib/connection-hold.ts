@@ -50,12 +50,8 @@ export class ConnectionHold {
     this.retiredBecause = because;
   }
 
-  async commit(abortedBy: unknown): Promise<void> {
-    try {
-      await this.bounded('COMMIT was not answered', this.connection.commit(abortedBy));
-    } catch (error) {
-      throw error === this.disposedBecause ? new CommitUnknownError(error) : error;
-    }
+  commit(abortedBy: unknown): Promise<void> {
+    return this.bounded('COMMIT was not answered', this.connection.commit(abortedBy), (error) => new CommitUnknownError(error));
   }
 
   /** @returns the error, if the server may not have heard of it */
@@ -89,8 +85,8 @@ export class ConnectionHold {
   }
 
   private async endStatement(queue: StatementQueue, cancelAfterMs: number): Promise<void> {
-    if (!queue.isBusy) return;
     const drained = queue.drained();
+    if (!drained) return;
     if (cancelAfterMs > 0) await settledWithin(cancelAfterMs, drained);
     let isDrained = false;
     void drained.then(() => {
@@ -104,14 +100,15 @@ export class ConnectionHold {
     await drained;
   }
 
-  private bounded<T>(what: string, work: Promise<T>): Promise<T> {
+  /** @param tell what the caller is told of the time limit */
+  private bounded<T>(what: string, work: Promise<T>, tell = (error: unknown): unknown => error): Promise<T> {
     const { settleTimeout } = this.limits;
     return new Promise((resolve, reject) => {
       this.deadline.set(settleTimeout, () => {
         const error = new Error(`${what} within ${settleTimeout} ms (settleTimeout); its connection is given up.`);
         this.disposedBecause ??= error;
         this.connection.destroy(error);
-        reject(this.disposedBecause);
+        reject(tell(this.disposedBecause));
       });
       work.then(resolve, reject);
     });

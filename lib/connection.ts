@@ -107,7 +107,7 @@ export class PooledConnection implements Connection {
     );
   }
 
-  async query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
+  query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
     this.takesMore = this.pg.pipeline === true && isGroupable(statement);
     if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);
     if (this.beginningWith) return this.follow(client, statement, txid);

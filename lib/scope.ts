@@ -221,18 +221,20 @@ export class SessionScope extends Scope {
   }
 
   /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. @param first why it is rolled back */
-  async settle(decision: Decision, because: string, onSuccess?: () => void, first?: unknown): Promise<void> {
+  settle(decision: Decision, because: string, onSuccess?: () => void, first?: unknown): Promise<void> {
     this.isEnding = true;
-    await this.settleTransaction(decision, because, first);
-    onSuccess?.();
-    this.resolveExecution(undefined);
+    return this.settleTransaction(decision, because, first, () => {
+      onSuccess?.();
+      this.resolveExecution(undefined);
+    });
   }
 
-  private async settleTransaction(decision: Decision, because: string, first?: unknown): Promise<void> {
+  private async settleTransaction(decision: Decision, because: string, first?: unknown, onSuccess?: () => void): Promise<void> {
     const { transaction } = this;
     let cause = first;
     try {
       await transaction.settle(decision, because);
+      onSuccess?.();
     } catch (error) {
       cause = error;
       this.rejectExecution(error);

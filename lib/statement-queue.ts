@@ -113,9 +113,9 @@ export class StatementQueue {
     this.onDrained?.();
   }
 
-  /** Resolves when everybody has had his turn. */
-  drained(): Promise<void> {
-    if (!this.isBusy) return Promise.resolve();
+  /** Resolves when everybody has had his turn; nothing to wait for if nobody has one. */
+  drained(): Promise<void> | undefined {
+    if (!this.isBusy) return undefined;
     this.whenDrained ??= new Promise((resolve) => {
       this.onDrained = resolve;
     });

@@ -104,7 +104,8 @@ export class Transaction extends StatementRunner {
         await nextTurn();
         if (this.hooks) await this.runHooksBefore(this.hooks);
         this.close(because);
-        await this.queue.drained();
+        const drained = this.queue.drained();
+        if (drained) await drained;
         await this.commit();
       } else {
         this.isAbandoned = true;
