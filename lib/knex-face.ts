@@ -71,9 +71,9 @@ export class KnexFace {
       client.logger.warn('calling knex without a tableName is deprecated. Use knex.queryBuilder() instead.');
       return builder;
     };
-    Object.setPrototypeOf(session, prototype);
+    // First: a property that comes after another prototype costs a hidden class of its own (object-shape.ts).
     session.context = context;
-    return session;
+    return Object.setPrototypeOf(session, prototype);
   }
 
   /** The pool as it is now: `knex.destroy()` makes Knex forget it, and `knex.initialize()` makes another. */
