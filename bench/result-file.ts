@@ -1,0 +1,24 @@
+import { readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import createKnex from 'knex';
+
+/** Writes figures beside this file, with the versions of all that had a part in them. */
+export async function writeResults(file: string, url: string, figures: object, more: Record<string, string> = {}): Promise<void> {
+  const knex = createKnex({ client: 'pg', connection: url });
+  const { rows } = await knex.raw('SHOW server_version');
+  await knex.destroy();
+  const versions: Record<string, string> = {
+    node: process.versions.node,
+    'express-knex-session': versionIn('..'),
+    postgresql: rows[0].server_version.split(' ')[0],
+    ...more,
+  };
+  for (const name of ['express', 'knex', 'pg', 'tarn']) versions[name] = versionIn('..', 'node_modules', name);
+  const machine = { platform: `${process.platform} ${process.arch}`, cores: availableParallelism() };
+  writeFileSync(join(__dirname, file), `${JSON.stringify({ versions, machine, ...figures }, null, 2)}\n`);
+}
+
+function versionIn(...folder: string[]): string {
+  return JSON.parse(readFileSync(join(__dirname, ...folder, 'package.json'), 'utf8')).version;
+}
