@@ -1,5 +1,6 @@
 /*
- * npm run bench: what a session costs, in one run.
+ * npm run bench: what a session costs, against what else one could use; writes results.json and the charts.
+ * npm run bench -- compare --routes=select,insert --only=session,by-hand: a part of it, only printed. Names: contestants.ts.
  * npm run bench -- reads: how long one SELECT takes, 5 ms from the database, in each mode.
  * npm run bench -- testing: how long a test of an app takes, with testDatabase() and in other ways.
  *
@@ -7,8 +8,9 @@
  * BENCH_ROUNDS: how many rounds (9). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
  */
 import { measureCheapReads } from './cheap-reads';
+import { compare, partsOf } from './compare';
 import { measureNeverUsed } from './never-used';
-import { measureOneSelect } from './one-select';
+import { installPeers } from './peers';
 import { measureTesting } from './testing';
 
 const profileFolder = process.env['BENCH_PROFILE'];
@@ -17,8 +19,13 @@ const rounds = Number(process.env['BENCH_ROUNDS'] || 9);
 async function main(): Promise<void> {
   if (process.argv[2] === 'testing') return compareTesting();
   if (process.argv[2] === 'reads') return onServer({}, async (url) => console.log(await measureCheapReads(url, { rounds })));
-  console.log(await measureNeverUsed({ rounds: rounds * 3, profileFolder }));
-  await onServer({}, async (url) => console.log(await measureOneSelect(url, { rounds, profileFolder })));
+  // Before all that is started from here: the package under test is one of them.
+  installPeers();
+  const parts = partsOf(process.argv.slice(3));
+  if (process.argv[2] === undefined) console.log(`${await measureNeverUsed({ rounds: rounds * 3, profileFolder })}\n`);
+  await onServer({ max_connections: '250' }, async (url) => {
+    await compare(url, { rounds, profileFolder, ...parts });
+  });
 }
 
 async function compareTesting(): Promise<void> {
