@@ -1,6 +1,9 @@
-import { type Measured, measureComparison, type Selection } from './comparison';
+import { measureComparison, type Selection } from './comparison';
 import { reportComparison, reportTargets } from './comparison-report';
+import { resultsOf } from './comparison-results';
 import { contestants, type RouteName, routeNames } from './contestants';
+import { versionOf } from './peers';
+import { writeResults } from './result-file';
 
 /** `--routes=select,insert`, `--only=session,by-hand`; all that is not named. */
 export function partsOf(args: readonly string[]): Pick<Selection, 'routes' | 'only'> {
@@ -17,9 +20,20 @@ export function partsOf(args: readonly string[]): Pick<Selection, 'routes' | 'on
   return chosen as { routes: RouteName[]; only: string[] };
 }
 
-export async function compare(url: string, selection: Selection): Promise<Measured> {
+/** Prints the comparison; one of everything, with enough rounds, is also written down. */
+export async function compare(url: string, selection: Selection): Promise<void> {
+  const { rounds, routes, only } = selection;
   const measured = await measureComparison(url, selection);
-  console.log(reportComparison(measured, selection.routes, selection.only, selection.rounds));
+  console.log(reportComparison(measured, routes, only, rounds));
   console.log(`\n${reportTargets(measured)}`);
-  return measured;
+  if (rounds < LEAST_ROUNDS || routes.length < routeNames.length || only.length < Object.keys(contestants).length) {
+    console.log(`\nA part, or fewer than ${LEAST_ROUNDS} rounds: ${FILE} is left as it is.`);
+    return;
+  }
+  const peers = Object.fromEntries(PEERS.map((name) => [name, versionOf(name)]));
+  await writeResults(FILE, url, resultsOf(measured, rounds), peers);
 }
+
+const FILE = 'results.json';
+const LEAST_ROUNDS = 7;
+const PEERS = ['fastify', '@fastify/postgres', 'postgres', 'pg-query-stream'];

@@ -22,7 +22,7 @@ function reportRoute(route: RouteName, measured: Measured, only: readonly string
       format(median(figures.perSecond)),
       format(median(figures.p50), 1),
       format(median(figures.p99), 1),
-      format(figures.roundTrips, Number.isInteger(figures.roundTrips) ? 0 : 2),
+      format(figures.roundTrips, figures.roundTrips < 20 && !Number.isInteger(figures.roundTrips) ? 2 : 0),
       format(median(figures.heldMs), 2),
     ];
     return label + row(columns);
@@ -50,13 +50,13 @@ export function figuresOf(measured: Measured, route: RouteName, name: string): F
   return figures && !('skipped' in figures) ? figures : undefined;
 }
 
-interface Target {
+export interface Target {
   route: RouteName;
   what: string;
   /** Undefined where it was not measured. */
   value: number | undefined;
   bound: number;
-  isMinimum?: boolean;
+  isMinimum?: boolean | undefined;
 }
 
 /** What the package is to reach. */

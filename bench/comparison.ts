@@ -4,11 +4,12 @@ import { type Contestant, contestants, type RouteName, routeNames, routes } from
 import { Load } from './load';
 import { WireCounter } from './wire-counter';
 
-const CONNECTIONS = 10;
+/** Of the clients; each server's pool is as large (apps/data.mjs). */
+export const CONNECTIONS = 10;
 const ACCOUNTS = 10_000;
 /** Requests before those that count, in each round: the others have had their turn in between. */
 const RUN_UP = 0.1;
-const WARM_UP = 2;
+const WARM_UP = 3;
 
 /** The figures of one contestant on one route: one for each round, and those of the wire. */
 export interface Figures {
@@ -117,9 +118,9 @@ async function measureWire(name: string, url: string, chosen: readonly RouteName
     if ('skipped' in figures) continue;
     const load = await server.open(route, CONNECTIONS);
     const oneByOne = await server.open(route, 1);
-    const requests = Math.ceil(routes[route].requests / 100);
-    await load.run(requests * 10);
-    await oneByOne.run(requests * 2);
+    const requests = Math.ceil(routes[route].requests / 50);
+    await load.run(Math.ceil(routes[route].requests / 2));
+    await oneByOne.run(requests);
     let roundTrips = 0;
     for (let batch = 0; batch < BATCHES; batch++) {
       await counter.idle();

@@ -1,5 +1,5 @@
 export const routes = {
-  untouched: { title: 'Untouched: no statement', method: 'GET', path: '/untouched', requests: 4_000, base: 'nothing' },
+  untouched: { title: 'Untouched: no statement', method: 'GET', path: '/untouched', requests: 6_000, base: 'nothing' },
   select: { title: 'One SELECT by key', method: 'GET', path: '/select/:id', requests: 2_000, base: 'by-hand' },
   insert: { title: 'SELECT + INSERT', method: 'POST', path: '/insert/:id', requests: 1_500, base: 'by-hand' },
   ten: { title: 'Ten statements, one after the other', method: 'GET', path: '/ten/:id', requests: 400, base: 'by-hand' },

@@ -1,5 +1,5 @@
 import { readFileSync, writeFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
+import { availableParallelism, cpus } from 'node:os';
 import { join } from 'node:path';
 import createKnex from 'knex';
 
@@ -15,7 +15,7 @@ export async function writeResults(file: string, url: string, figures: object, m
     ...more,
   };
   for (const name of ['express', 'knex', 'pg', 'tarn']) versions[name] = versionIn('..', 'node_modules', name);
-  const machine = { platform: `${process.platform} ${process.arch}`, cores: availableParallelism() };
+  const machine = { platform: `${process.platform} ${process.arch}`, cpu: cpus()[0]?.model ?? '', cores: availableParallelism() };
   writeFileSync(join(__dirname, file), `${JSON.stringify({ versions, machine, ...figures }, null, 2)}\n`);
 }
 
