@@ -1,3 +1,4 @@
+import { drawCharts } from './charts';
 import { measureComparison, type Selection } from './comparison';
 import { reportComparison, reportTargets } from './comparison-report';
 import { resultsOf } from './comparison-results';
@@ -32,6 +33,7 @@ export async function compare(url: string, selection: Selection): Promise<void> 
   }
   const peers = Object.fromEntries(PEERS.map((name) => [name, versionOf(name)]));
   await writeResults(FILE, url, resultsOf(measured, rounds), peers);
+  console.log(`\nWritten: bench/${FILE}, ${drawCharts().join(', ')}`);
 }
 
 const FILE = 'results.json';

@@ -1,12 +1,14 @@
 /*
  * npm run bench: what a session costs, against what else one could use; writes results.json and the charts.
  * npm run bench -- compare --routes=select,insert --only=session,by-hand: a part of it, only printed. Names: contestants.ts.
+ * npm run bench -- charts: draws the charts again, from results.json.
  * npm run bench -- reads: how long one SELECT takes, 5 ms from the database, in each mode.
  * npm run bench -- testing: how long a test of an app takes, with testDatabase() and in other ways.
  *
  * DATABASE_URL: use this server (a table `accounts`, or databases, are made and dropped in it); else one is started.
- * BENCH_ROUNDS: how many rounds (9). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
+ * BENCH_ROUNDS: how many rounds (7). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
  */
+import { drawCharts } from './charts';
 import { measureCheapReads } from './cheap-reads';
 import { compare, partsOf } from './compare';
 import { measureNeverUsed } from './never-used';
@@ -14,18 +16,37 @@ import { installPeers } from './peers';
 import { measureTesting } from './testing';
 
 const profileFolder = process.env['BENCH_PROFILE'];
-const rounds = Number(process.env['BENCH_ROUNDS'] || 9);
+const rounds = Number(process.env['BENCH_ROUNDS'] || 7);
 
-async function main(): Promise<void> {
-  if (process.argv[2] === 'testing') return compareTesting();
-  if (process.argv[2] === 'reads') return onServer({}, async (url) => console.log(await measureCheapReads(url, { rounds })));
-  // Before all that is started from here: the package under test is one of them.
-  installPeers();
-  const parts = partsOf(process.argv.slice(3));
-  if (process.argv[2] === undefined) console.log(`${await measureNeverUsed({ rounds: rounds * 3, profileFolder })}\n`);
-  await onServer({ max_connections: '250' }, async (url) => {
-    await compare(url, { rounds, profileFolder, ...parts });
-  });
+const commands: Record<string, (args: string[]) => Promise<void> | void> = {
+  async all() {
+    // Before all that is started from here: the package under test is one of them.
+    installPeers();
+    console.log(`${await measureNeverUsed({ rounds: rounds * 3, profileFolder })}\n`);
+    await compareParts([]);
+  },
+  async compare(args) {
+    installPeers();
+    await compareParts(args);
+  },
+  charts() {
+    installPeers();
+    console.log(drawCharts().join('\n'));
+  },
+  reads: () => onServer({}, async (url) => console.log(await measureCheapReads(url, { rounds }))),
+  testing: compareTesting,
+};
+
+async function main([name = 'all', ...args]: string[]): Promise<void> {
+  const command = commands[name];
+  if (!command) throw new TypeError(`Expected one of ${Object.keys(commands).join(', ')}; got ${name}.`);
+  await command(args);
+}
+
+/** Each contestant keeps a pool of its own. */
+async function compareParts(args: string[]): Promise<void> {
+  const parts = partsOf(args);
+  await onServer({ max_connections: '250' }, (url) => compare(url, { rounds, profileFolder, ...parts }));
 }
 
 async function compareTesting(): Promise<void> {
@@ -46,7 +67,7 @@ async function onServer(settings: Record<string, string>, measure: (url: string)
   }
 }
 
-main().catch((error: unknown) => {
+main(process.argv.slice(2)).catch((error: unknown) => {
   console.error(error);
   process.exitCode = 1;
 });
