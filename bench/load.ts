@@ -53,11 +53,11 @@ function exchange(socket: Socket, request: string): Promise<void> {
       if (error) reject(error);
       else resolve();
     };
-    const onClose = () => done(new Error(`The connection was closed before the answer to ${request.split('\r\n', 1)}`));
+    const onClose = () => done(Object.assign(new Error(`No answer came to ${request.split('\r\n', 1)}.`), { code: 'ECONNRESET' }));
     const onData = (bytes: Buffer) => {
       if (!response.read(bytes)) return;
       if (response.status < 300) done();
-      else done(new Error(`${request.split('\r\n', 1)} was answered with ${response.status}`));
+      else done(new Error(`${request.split('\r\n', 1)} was answered with ${response.status}.`));
     };
     socket.on('data', onData).once('error', done).once('close', onClose);
     socket.write(request);
