@@ -44,6 +44,7 @@ export async function measureComparison(url: string, { rounds, routes: chosen, o
   try {
     for (const name of only) servers.set(name, await Server.start(name, url, profileFolder));
     for (const route of chosen) {
+      console.error(`${routes[route].title}: warm-up and ${rounds} rounds ...`);
       const running = new Map([...servers].filter(([name]) => !whySkipped(name, route)));
       for (const name of only) measured[route][name] = { skipped: whySkipped(name, route) ?? '' };
       await verify(route, running);
@@ -51,6 +52,7 @@ export async function measureComparison(url: string, { rounds, routes: chosen, o
       for (const [name] of running) Object.assign(measured[route], { [name]: figures.get(name) });
       await knex('entries').truncate();
     }
+    console.error('On the wire ...');
     for (const name of only) await measureWire(name, url, chosen, measured);
   } finally {
     await Promise.all([...servers.values()].map((server) => server.stop()));
@@ -116,10 +118,11 @@ async function measureWire(name: string, url: string, chosen: readonly RouteName
   for (const route of chosen) {
     const figures = measured[route][name] as Figures | Skipped;
     if ('skipped' in figures) continue;
-    const load = await server.open(route, CONNECTIONS);
-    const oneByOne = await server.open(route, 1);
     const requests = Math.ceil(routes[route].requests / 50);
-    await load.run(Math.ceil(routes[route].requests / 2));
+    const warmUp = await server.open(route, CONNECTIONS);
+    await warmUp.run(Math.ceil(routes[route].requests / 2));
+    warmUp.close();
+    const oneByOne = await server.open(route, 1);
     await oneByOne.run(requests);
     let roundTrips = 0;
     for (let batch = 0; batch < BATCHES; batch++) {
@@ -131,7 +134,6 @@ async function measureWire(name: string, url: string, chosen: readonly RouteName
       figures.heldMs.push(counter.heldMs / requests);
     }
     figures.roundTrips = Math.round(roundTrips * 100) / 100;
-    load.close();
     oneByOne.close();
   }
   await server.stop();

@@ -17,7 +17,8 @@ export class Load {
   ) {}
 
   static async open(port: number, connections: number, requests: Requests): Promise<Load> {
-    const sockets = Array.from({ length: connections }, () => connect({ port, host: '127.0.0.1', noDelay: true }));
+    // One that is dropped between two requests is noticed by the next.
+    const sockets = Array.from({ length: connections }, () => connect({ port, host: '127.0.0.1', noDelay: true }).on('error', () => {}));
     await Promise.all(sockets.map((socket) => once(socket, 'connect')));
     return new Load(sockets, requests);
   }
@@ -60,7 +61,8 @@ function exchange(socket: Socket, request: string): Promise<void> {
       else done(new Error(`${request.split('\r\n', 1)} was answered with ${response.status}.`));
     };
     socket.on('data', onData).once('error', done).once('close', onClose);
-    socket.write(request);
+    if (socket.destroyed) onClose();
+    else socket.write(request);
   });
 }
 

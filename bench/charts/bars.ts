@@ -42,7 +42,7 @@ export function drawBars({ title, subtitle, panels }: Chart, theme: keyof typeof
         text: title,
         subtext: subtitle,
         left: 0,
-        top: 0,
+        top: 2,
         padding: 0,
         itemGap: 6,
         textStyle: { fontSize: 16, fontWeight: 600, color: colors.text },
@@ -89,5 +89,5 @@ export function drawBars({ title, subtitle, panels }: Chart, theme: keyof typeof
   const svg: string = chart.renderToSVGString();
   chart.dispose();
   // Not every renderer knows the baseline.
-  return svg.replaceAll('dominant-baseline="central"', 'dy="0.35em"');
+  return svg.replaceAll('dominant-baseline="central"', 'dy="0.35em"').replace('<svg ', `<svg role="img" aria-label="${title}" `);
 }
