@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { PoolApp } from './pool-economy-app';
-import { format, median, summary } from './statistics';
+import { format, median } from './statistics';
 import { percentile, SteadyLoad } from './steady-load';
 
 const POOL_SIZE = 5;
@@ -49,9 +49,8 @@ export async function measureLateStatements(): Promise<{ report: string; figures
     };
   });
   const lines = figures.map(
-    ({ way, perSecond, timesEager, p50, p99, waitedMs, failed }, i) =>
-      `| ${way} | ${format(perSecond)} | ${format(timesEager, 1)} | ${format(p50)} ms | ${format(p99)} ms | ${format(waitedMs, 1)} ms | ${failed} |` +
-      (process.env['BENCH_SPREAD'] ? ` ${summary((runs.get(names[i] as Name) ?? []).map((one) => one.perSecond))}` : ''),
+    ({ way, perSecond, timesEager, p50, p99, waitedMs, failed }) =>
+      `| ${way} | ${format(perSecond)} | ${format(timesEager, 1)} | ${format(p50)} ms | ${format(p99)} ms | ${format(waitedMs, 1)} ms | ${failed} |`,
   );
   const report = [
     `Pool of ${POOL_SIZE}, ${CLIENTS} clients, 50 ms of other work before the first statement: median of ${ROUNDS} rounds of ${ROUND_MS / 1_000} s, interleaved`,

@@ -3,6 +3,9 @@
  * npm run bench -- compare --routes=select,insert --only=session,by-hand: a part of it, only printed. Names: contestants.ts.
  * npm run bench -- charts: draws the charts again, from results.json.
  * npm run bench -- reads: how long one SELECT takes, 5 ms from the database, in each mode.
+ * npm run bench -- pool: who holds a connection, for how long, and what the others pay for it; writes results-pool.json.
+ * npm run bench -- scale --requests=1000000: many clients, many requests (100,000), memory, several processes; writes results-scale.json.
+ *   --only=connections,memory,heap,workers,pool-sizes: a part of it, only printed.
  * npm run bench -- testing: how long a test of an app takes, with testDatabase() and in other ways.
  *
  * DATABASE_URL: use this server (a table `accounts`, or databases, are made and dropped in it); else one is started.
@@ -13,6 +16,8 @@ import { measureCheapReads } from './cheap-reads';
 import { compare, partsOf } from './compare';
 import { measureNeverUsed } from './never-used';
 import { installPeers } from './peers';
+import { measurePoolEconomy } from './pool-economy';
+import { measureScale } from './scale';
 import { measureTesting } from './testing';
 
 const profileFolder = process.env['BENCH_PROFILE'];
@@ -34,6 +39,14 @@ const commands: Record<string, (args: string[]) => Promise<void> | void> = {
     console.log(drawCharts().join('\n'));
   },
   reads: () => onServer({}, async (url) => console.log(await measureCheapReads(url, { rounds }))),
+  async pool() {
+    installPeers();
+    await onServer({}, async (url) => console.log(await measurePoolEconomy(url)));
+  },
+  async scale(args) {
+    installPeers();
+    await onServer({ max_connections: '250' }, (url) => measureScale(url, args, profileFolder));
+  },
   testing: compareTesting,
 };
 

@@ -38,7 +38,8 @@ const apps = {
   },
 
   session(app) {
-    app.use(sessionMiddleware(knex));
+    // Thousands may wait for ten connections: as long as Knex by itself.
+    app.use(sessionMiddleware(knex, { acquireTimeout: 60_000 }));
     select(app, (req) => req.session);
     app.get('/update/:id', async (req, res) => {
       await req.session('accounts').where('id', req.params.id).increment('balance');

@@ -44,7 +44,7 @@ export class SteadyLoad {
     for (let i = 1; i <= options.connections; i++) {
       first.push(load.add());
       // Not thousands in one tick: the server's backlog of connections has an end.
-      if (i % 100 === 0) await Promise.all(first);
+      if (i % 100 === 0) await load.clients.at(-1)?.connected;
     }
     await Promise.all(first);
     load.take();
@@ -108,7 +108,9 @@ function noFigures(): Omit<LoadFigures, 'seconds'> {
 class SteadyClient {
   /** When it sends nothing any more. */
   readonly ended: Promise<void>;
+  readonly connected: Promise<void>;
   private end!: () => void;
+  private noteConnected!: () => void;
   private firstAnswer!: { resolve: () => void; reject: (error: Error) => void };
   private socket!: Socket;
   private current: { n: number; since: number } | undefined;
@@ -122,6 +124,9 @@ class SteadyClient {
   ) {
     this.ended = new Promise((resolve) => {
       this.end = resolve;
+    });
+    this.connected = new Promise((resolve) => {
+      this.noteConnected = resolve;
     });
   }
 
@@ -141,10 +146,15 @@ class SteadyClient {
     this.text = '';
     const socket = connect({ port: this.port, host: '127.0.0.1', noDelay: true });
     this.socket = socket;
-    socket.once('connect', () => this.send());
+    socket.once('connect', () => {
+      this.noteConnected();
+      this.send();
+    });
     socket.on('data', (bytes) => this.receive(bytes));
     socket.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code === 'EMFILE') this.firstAnswer.reject(error);
+      if (error.code !== 'EMFILE') return;
+      this.firstAnswer.reject(error);
+      this.noteConnected();
     });
     socket.once('close', () => {
       if (this.isCut) return;
