@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Chart, drawBars } from './charts/bars';
 import type { ComparisonResults, ContestantResults } from './comparison-results';
@@ -10,9 +10,8 @@ const statementRoutes: RouteName[] = ['select', 'insert', 'ten'];
 const compared = ['session', 'by-hand', 'eager', 'knex', 'pg', 'postgres-js', 'fastify'];
 const onTheWire = ['session', 'session-pipeline', 'session-autocommit', 'by-hand', 'pg', 'postgres-js'];
 
-/** Draws what results.json holds, for GitHub's light and dark themes. */
-export function drawCharts(): string[] {
-  const results: ComparisonResults = JSON.parse(readFileSync(join(__dirname, 'results.json'), 'utf8'));
+/** For GitHub's light and dark themes. */
+export function drawCharts(results: ComparisonResults): string[] {
   const charts: Record<string, Chart> = {
     cpu: {
       title: 'CPU time of the server process per request',

@@ -1,8 +1,11 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { drawCharts } from './charts';
 import { measureComparison, type Selection } from './comparison';
 import { reportComparison, reportTargets } from './comparison-report';
-import { resultsOf } from './comparison-results';
+import { type ComparisonResults, resultsOf } from './comparison-results';
 import { contestants, type RouteName, routeNames } from './contestants';
+import { markdownOf } from './markdown';
 import { versionOf } from './peers';
 import { writeResults } from './result-file';
 
@@ -33,7 +36,17 @@ export async function compare(url: string, selection: Selection): Promise<void> 
   }
   const peers = Object.fromEntries(PEERS.map((name) => [name, versionOf(name)]));
   await writeResults(FILE, url, resultsOf(measured, rounds), peers);
-  console.log(`\nWritten: bench/${FILE}, ${drawCharts().join(', ')}`);
+  console.log(`\nWritten: bench/${FILE}, ${drawCharts(readResults()).join(', ')}`);
+}
+
+/** The charts again, and the tables of the README. */
+export function redraw(): string {
+  const results = readResults();
+  return [...drawCharts(results), '', markdownOf(results)].join('\n');
+}
+
+function readResults(): ComparisonResults {
+  return JSON.parse(readFileSync(join(__dirname, FILE), 'utf8'));
 }
 
 const FILE = 'results.json';

@@ -1,7 +1,7 @@
 /*
  * npm run bench: what a session costs, against what else one could use; writes results.json and the charts.
  * npm run bench -- compare --routes=select,insert --only=session,by-hand: a part of it, only printed. Names: contestants.ts.
- * npm run bench -- charts: draws the charts again, from results.json.
+ * npm run bench -- charts: draws the charts again, from results.json, and prints the README's tables.
  * npm run bench -- reads: how long one SELECT takes, 5 ms from the database, in each mode.
  * npm run bench -- pool: who holds a connection, for how long, and what the others pay for it; writes results-pool.json.
  * npm run bench -- scale --requests=1000000: many clients, many requests (100,000), memory, several processes; writes results-scale.json.
@@ -11,9 +11,8 @@
  * DATABASE_URL: use this server (a table `accounts`, or databases, are made and dropped in it); else one is started.
  * BENCH_ROUNDS: how many rounds (7). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
  */
-import { drawCharts } from './charts';
 import { measureCheapReads } from './cheap-reads';
-import { compare, partsOf } from './compare';
+import { compare, partsOf, redraw } from './compare';
 import { measureNeverUsed } from './never-used';
 import { installPeers } from './peers';
 import { measurePoolEconomy } from './pool-economy';
@@ -36,7 +35,7 @@ const commands: Record<string, (args: string[]) => Promise<void> | void> = {
   },
   charts() {
     installPeers();
-    console.log(drawCharts().join('\n'));
+    console.log(redraw());
   },
   reads: () => onServer({}, async (url) => console.log(await measureCheapReads(url, { rounds }))),
   async pool() {
