@@ -2,6 +2,7 @@ import createKnex from 'knex';
 import { Child } from './child';
 import { type Contestant, contestants, type RouteName, routeNames, routes } from './contestants';
 import { Load } from './load';
+import { round } from './statistics';
 import { WireCounter } from './wire-counter';
 
 /** Of the clients; each server's pool is as large (apps/data.mjs). */
@@ -115,29 +116,36 @@ async function verify(route: RouteName, servers: Map<string, Server>): Promise<v
 async function measureWire(name: string, url: string, chosen: readonly RouteName[], measured: Measured): Promise<void> {
   const counter = await WireCounter.start(url);
   const server = await Server.start(name, counter.url);
-  for (const route of chosen) {
-    const figures = measured[route][name] as Figures | Skipped;
-    if ('skipped' in figures) continue;
-    const requests = Math.ceil(routes[route].requests / 50);
-    const warmUp = await server.open(route, CONNECTIONS);
-    await warmUp.run(Math.ceil(routes[route].requests / 2));
-    warmUp.close();
-    const oneByOne = await server.open(route, 1);
-    await oneByOne.run(requests);
-    let roundTrips = 0;
-    for (let batch = 0; batch < BATCHES; batch++) {
-      await counter.idle();
-      counter.reset();
-      await oneByOne.run(requests);
-      await counter.idle();
-      roundTrips += counter.roundTrips / requests / BATCHES;
-      figures.heldMs.push(counter.heldMs / requests);
+  try {
+    for (const route of chosen) {
+      const figures = measured[route][name] as Figures | Skipped;
+      if (!('skipped' in figures)) Object.assign(figures, await awake(() => countOnWire(route, server, counter)));
     }
-    figures.roundTrips = Math.round(roundTrips * 100) / 100;
-    oneByOne.close();
+  } finally {
+    await server.stop();
+    await counter.close();
   }
-  await server.stop();
-  await counter.close();
+}
+
+async function countOnWire(route: RouteName, server: Server, counter: WireCounter): Promise<Pick<Figures, 'roundTrips' | 'heldMs'>> {
+  const requests = Math.ceil(routes[route].requests / 50);
+  const warmUp = await server.open(route, CONNECTIONS);
+  await warmUp.run(Math.ceil(routes[route].requests / 2));
+  warmUp.close();
+  const oneByOne = await server.open(route, 1);
+  await oneByOne.run(requests);
+  const heldMs: number[] = [];
+  let roundTrips = 0;
+  for (let batch = 0; batch < BATCHES; batch++) {
+    await counter.idle();
+    counter.reset();
+    await oneByOne.run(requests);
+    await counter.idle();
+    roundTrips += counter.roundTrips / requests / BATCHES;
+    heldMs.push(counter.heldMs / requests);
+  }
+  oneByOne.close();
+  return { roundTrips: round(roundTrips, 2), heldMs };
 }
 const BATCHES = 7;
 
@@ -146,6 +154,17 @@ function whySkipped(name: string, route: RouteName): string | undefined {
 }
 
 type RoundFigures = Record<'cpu' | 'perSecond' | 'p50' | 'p99', number>;
+
+/** Where the processes are suspended for a while, servers drop the connections that they find idle: it is measured again. */
+async function awake<Result>(measure: () => Promise<Result>): Promise<Result> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await measure();
+    } catch (error) {
+      if (!isDropped(error) || attempt === 3) throw error;
+    }
+  }
+}
 
 function isDropped(error: unknown): boolean {
   return error instanceof Error && 'code' in error && error.code === 'ECONNRESET';
@@ -176,15 +195,8 @@ class Server {
     return `${response.status} ${response.headers.get('content-type')?.split(';', 1)} ${await response.text()}`;
   }
 
-  /** Where the processes are suspended for a while, servers drop the connections that they find idle: that round is run again. */
-  async measureAwake(route: RouteName): Promise<RoundFigures> {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        return await this.measure(route);
-      } catch (error) {
-        if (!isDropped(error) || attempt === 3) throw error;
-      }
-    }
+  measureAwake(route: RouteName): Promise<RoundFigures> {
+    return awake(() => this.measure(route));
   }
 
   private async measure(route: RouteName): Promise<RoundFigures> {
