@@ -29,7 +29,7 @@ export async function compare(url: string, selection: Selection): Promise<void> 
   const { rounds, routes, only } = selection;
   const measured = await measureComparison(url, selection);
   console.log(reportComparison(measured, routes, only, rounds));
-  console.log(`\n${reportTargets(measured)}`);
+  console.log(reportTargets(measured));
   if (rounds < LEAST_ROUNDS || routes.length < routeNames.length || only.length < Object.keys(contestants).length) {
     console.log(`\nA part, or fewer than ${LEAST_ROUNDS} rounds: ${FILE} is left as it is.`);
     return;

@@ -4,7 +4,7 @@ import { format, median, summary } from './statistics';
 
 export function reportComparison(measured: Measured, chosen: readonly RouteName[], only: readonly string[], rounds: number): string {
   const parts = chosen.map((route) => reportRoute(route, measured, only));
-  return [`Medians (and middle halves) of ${rounds} rounds; ratios are those within a round`, ...parts].join('\n\n');
+  return [`Medians (and middle halves) of the rounds (${rounds}); ratios are those within a round`, ...parts].join('\n\n');
 }
 
 function reportRoute(route: RouteName, measured: Measured, only: readonly string[]): string {
@@ -104,5 +104,5 @@ export function reportTargets(measured: Measured): string {
       const limit = `at ${isMinimum ? 'least' : 'most'} ${format(bound, 2)}`;
       return `  ${routes[route].title.padEnd(38)}${what.padEnd(58)}${format(value, 2).padStart(6)}   ${limit}   ${isReached ? 'ok' : 'not ok'}`;
     });
-  return lines.length === 0 ? '' : ['Targets', ...lines].join('\n');
+  return lines.length === 0 ? '' : ['\nTargets', ...lines].join('\n');
 }
