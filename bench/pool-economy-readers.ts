@@ -13,8 +13,8 @@ const BYTES_PER_SECOND = 10_000;
 const OTHER_CLIENTS = 10;
 const WITHOUT_MS = 5_000;
 const WINDOW_MS = 10_000;
-/** Before this, one that waits for a connection gives up. */
-const SETTLE_MS = 4_000;
+/** On a machine that has other things to do. */
+const SETTLE_MS = 15_000;
 
 const ways = {
   session: "this package (`commitAt: 'head'`)",
