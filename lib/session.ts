@@ -88,7 +88,10 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
   afterCommit(hook: (session: Session) => unknown): void;
 
   /**
-   * Calls back when the work has been rolled back, for whatever reason, and before the response leaves. As {@link afterCommit} otherwise.
+   * Calls back when the work has been rolled back, for whatever reason, and before the response leaves.
+   *
+   * 1. `session` is another one, whose work is committed when the hook has ended.
+   * 2. What a hook throws goes to `onError`, and the others run. After `ERR_COMMIT_UNKNOWN` none does.
    *
    * @throws SessionError `ERR_SESSION_CLOSED` after the session's end
    * @example
@@ -96,7 +99,12 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
    */
   afterRollback(hook: (session: Session) => unknown): void;
 
-  /** What has become of the work so far; after a `checkpoint()`, of what came since. */
+  /**
+   * What has become of the work so far; after a `checkpoint()`, of what came since.
+   *
+   * @example
+   * res.once('finish', () => log.info({ url: req.originalUrl, outcome: req.session.outcome }));
+   */
   readonly outcome: Outcome;
 
   /**
