@@ -1,3 +1,8 @@
+/**
+ * For the tests of an application: each runs in a transaction that is rolled back at its end.
+ *
+ * @module express-knex-session/testing
+ */
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
 import { ISOLATION_LEVELS, type IsolationLevel } from './beginning';
