@@ -99,6 +99,25 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
    */
   afterRollback(hook: (session: Session) => unknown): void;
 
+  /** Opens a savepoint, to be ended by its own `commit()` or `rollback()`. */
+  transaction(config?: Knex.TransactionConfig): Promise<Session>;
+  /** Opens a savepoint, to be ended by its own `commit()` or `rollback()`. */
+  transaction(scope?: null, config?: Knex.TransactionConfig): Promise<Session>;
+  /**
+   * Runs a function in a savepoint. That is a session too: its hooks are dropped, and its settings undone, if it is rolled back.
+   *
+   * @example
+   * await req.session.transaction(async (savepoint) => {
+   *   await savepoint('orders').insert(order);
+   *   savepoint.afterCommit(() => mails.send(receipt));
+   * });
+   */
+  // biome-ignore lint/suspicious/noConfusingVoidType: as Knex has it.
+  transaction<T>(scope: (savepoint: Session) => Promise<T> | void, config?: Knex.TransactionConfig): Promise<T>;
+
+  /** As {@link transaction} with a function. */
+  savepoint<T = any>(scope: (savepoint: Session) => any): Promise<T>;
+
   /**
    * What has become of the work so far; after a `checkpoint()`, of what came since.
    *
