@@ -3,7 +3,7 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { stepsFor } from '../tools/fresh-project/steps';
+import { readGuide, stepsFor } from '../tools/fresh-project/steps';
 import { createDatabase, type TestDatabase } from './support/database';
 
 const root = join(__dirname, '..');
@@ -112,8 +112,7 @@ describe("installed beside a runner of tests, 'express-knex-session/testing'", (
   // `npm run fresh` does so with what npm installs, its own PostgreSQL, and with Vitest too.
   it('lets the tests of the README pass, on the server of DATABASE_URL', async () => {
     const project = await createProject('readme', ['express', 'knex', 'pg', 'jest', 'supertest']);
-    const readme = await readFile(join(root, 'README.md'), 'utf8');
-    const files = stepsFor(readme, 'Jest').flatMap((step) => ('file' in step ? [step] : []));
+    const files = stepsFor(readGuide(root), 'Jest').flatMap((step) => ('file' in step ? [step] : []));
     for (const { file, text } of files) {
       await mkdir(join(project, file, '..'), { recursive: true });
       await writeFile(join(project, file), text);
