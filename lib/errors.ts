@@ -35,11 +35,11 @@ export type SessionErrorCode = keyof typeof errorStatuses;
  * 4. No message holds SQL text or values, so it may be logged; `cause` may hold both.
  *
  * @example
- * app.use((err, req, res, next) => {
- *   if (err instanceof SessionError && err.code === 'ERR_COMMIT_UNKNOWN') {
- *     res.status(err.status).json({ error: 'It is not known whether your change was stored.' });
- *   } else next(err);
- * });
+ * const answerUnknown: ErrorRequestHandler = (error, req, res, next) => {
+ *   if (error instanceof SessionError && error.code === 'ERR_COMMIT_UNKNOWN') {
+ *     res.status(error.status).json({ error: 'It is not known whether your change was stored.' });
+ *   } else next(error);
+ * };
  */
 export class SessionError extends Error {
   /** The name of the class. */

@@ -8,10 +8,10 @@ import { TRANSIENT_FAILURES } from './postgres';
  * 2. Never after `ERR_COMMIT_UNKNOWN`: the work may be stored.
  *
  * @example
- * app.use((err, req, res, next) => {
- *   if (isRetryable(err)) res.status(409).set('Retry-After', '1').end();
- *   else next(err);
- * });
+ * const answerConflict: ErrorRequestHandler = (error, req, res, next) => {
+ *   if (isRetryable(error)) res.status(409).set('Retry-After', '1').end();
+ *   else next(error);
+ * };
  */
 export function isRetryable(error: unknown): boolean {
   const seen = new Set<unknown>();

@@ -31,7 +31,7 @@ export interface ScopedSessionOptions {
  * @default the only one, or that on `req.session`
  * @throws SessionError `ERR_SESSION_MISSING` outside of a request, or if there is no such session
  * @example
- * async function audit(action) {
+ * async function audit(action: string) {
  *   await currentSession()('audit').insert({ action });
  * }
  */

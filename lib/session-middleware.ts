@@ -135,6 +135,9 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
 /**
  * The session of a request, for code that is handed a request of any kind.
  *
+ * 1. Types cannot see whether the middleware is mounted; this looks.
+ * 2. It takes no connection: that comes with the first statement.
+ *
  * @param property where the middleware attached it
  * @default 'session'
  * @throws SessionError `ERR_SESSION_MISSING` if there is none: the middleware is not mounted before this route
