@@ -1,5 +1,5 @@
-import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import * as expressKnexSession from 'express-knex-session';
 import { mutants } from '../chaos/mutants';
 import { errorStatuses } from '../lib/errors';
@@ -105,8 +105,10 @@ describe('the doc comments', () => {
 
 describe('the TypeScript examples of all pages and doc comments', () => {
   const isOfRegistered = (code: string) => code.includes('interface Register') || code.includes("from 'express-session'");
+  // That one is compiled by tools/apollo.mjs, which installs the types that it takes.
+  const isOfApollo = (page: string) => page === 'docs/recipes/graphql.md';
   const written = examples
-    .filter(({ language }) => language === 'ts')
+    .filter(({ language, page }) => language === 'ts' && !isOfApollo(page))
     .map(({ page, code }) => ({ name: page, code: `${code}\nexport {};\n` }));
   const commented = documented.flatMap((one) => examplesOf(one).map((code) => ({ name: one.name, code })));
   const all = [...written, ...commented];
@@ -118,6 +120,7 @@ describe('the TypeScript examples of all pages and doc comments', () => {
     typescript = await TypeScript.open();
   });
   afterAll(() => typescript.close());
+  jest.setTimeout(60_000);
 
   const compile = (chosen: typeof all) =>
     typescript.compile({
@@ -143,5 +146,31 @@ describe('the TypeScript examples of all pages and doc comments', () => {
     const functions = Object.keys(expressKnexSession).filter((name) => /^[a-z]|^SessionError$/.test(name));
     expect(functions.length).toBeGreaterThan(8);
     for (const name of [...functions, 'testDatabase']) expect(code).toContain(name);
+  });
+});
+
+describe("CONTRIBUTING's table of layers", () => {
+  const lib = join(root, 'lib');
+  const layers = tableIn(pageOf('CONTRIBUTING.md').split(/^(?=\| layer )/m)[1] ?? '').map(([, files = '']) =>
+    [...files.matchAll(/`([^`]+)`/g)].map(([, file]) => file as string),
+  );
+  const layerOf = (file: string) => layers.findIndex((files) => files.includes(file));
+  const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).flatMap((file) =>
+    file.endsWith('.ts') ? [file.slice(0, -3)] : [],
+  );
+
+  /** What is there when the program runs. */
+  function importsOf(file: string): string[] {
+    const statements = readFileSync(join(lib, `${file}.ts`), 'utf8').matchAll(/^(?:import|export) (?!type )([^;]*?) ?from '(\.[^']+)';$/gm);
+    const isOfTypes = (names: string) => /^\{(\s*type \w+,?)+\s*\}$/.test(names);
+    return [...statements].flatMap(([, names = '', path = '']) => (isOfTypes(names) ? [] : [join(dirname(file), path)]));
+  }
+
+  it('has each file of lib once, and no other', () => {
+    expect(layers.flat().sort()).toEqual(files.sort());
+  });
+
+  it.each(files)('is right about what %s imports', (file) => {
+    expect(importsOf(file).filter((imported) => layerOf(imported) < layerOf(file))).toEqual([]);
   });
 });
