@@ -1,4 +1,4 @@
-import { type ErrorRequestHandler, type Express, type RequestHandler, static as serveStatic } from 'express';
+import { type ErrorRequestHandler, type Express, type Request, type RequestHandler, static as serveStatic } from 'express';
 import { currentSession, sessionErrorHandler } from 'express-knex-session';
 import { type AppOptions, deferred, type Handler, REFUSED, useGatedApps } from './support/gated-app';
 import { type Answer, get, RawClient, request } from './support/http';
@@ -173,7 +173,7 @@ describe('when an error handler stands before sessionErrorHandler()', () => {
     const app = await apps.gated((_req, _res, next) => next(), {
       after: (app: Express) =>
         app.use(
-          async (req) => {
+          async (req: Request) => {
             await req.session('entries').insert({ name: 'entry' });
             throw new Error('no');
           },
