@@ -41,7 +41,8 @@ function parts(login: string): Record<string, (app: Express) => unknown> {
       });
       app.post('/throws', async (req) => {
         await getSession(req, 'db')('entries').insert({ name: 'entry' });
-        throw Object.assign(new Error('no'), { status: 422 });
+        // An error that is answered with a success: only sessionErrorHandler(), before, makes it a rollback.
+        throw Object.assign(new Error('no'), { status: 200 });
       });
       app.post('/unused', (_req, res) => res.end('unused'));
       app.get('/leaves', async (req, res) => {
@@ -108,8 +109,8 @@ describe.each(['express-session', 'cookie-session'])("when an app is put togethe
     );
     expect(String(refused.headers['set-cookie'])).not.toContain('mine=');
 
-    expect(await post(`${url}/throws`, {}, { agent })).toMatchObject({ status: 422, body: '{"error":"no"}', complete: true });
-    await eventually(() => expect(logged).toEqual([201, 201, 500, 500, 422, 422]));
+    expect(await post(`${url}/throws`, {}, { agent })).toMatchObject({ status: 200, body: '{"error":"no"}', complete: true });
+    await eventually(() => expect(logged).toEqual([201, 201, 500, 500, 200, 200]));
     expect(await apps.names()).toEqual(['entry']);
     expect(poolUsage(apps.knex).used).toBe(0);
     agent.destroy();
