@@ -1,14 +1,9 @@
-import { once } from 'node:events';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { pipeline } from 'node:stream/promises';
-import { setTimeout as delay } from 'node:timers/promises';
 import express from 'express';
 import * as expressKnexSession from 'express-knex-session';
+import { ExampleBench, runExample } from './support/example-bench';
 import { expressSession } from './support/express-session';
-import { deferred } from './support/gated-app';
-import { get, post, RawClient } from './support/http';
-import { answerStatus, ExampleBench, exampleOf, runExample } from './support/readme';
+import { get, post } from './support/http';
+import { exampleOf } from './support/pages';
 import { failOnWarnings } from './support/warnings';
 
 failOnWarnings();
@@ -16,13 +11,7 @@ failOnWarnings();
 const bench = ExampleBench.use(`
   CREATE TABLE entries (id serial, account text, amount int NOT NULL, day int);
   CREATE TABLE days (id serial, closed_at timestamptz);
-  CREATE TABLE visits (id serial, page text);
-  CREATE TABLE users (id serial, name text, password_hash text);
-  CREATE TABLE failed_logins (name text);
-  CREATE TABLE vouchers (code text, used boolean);
-  CREATE TABLE failed_vouchers (code text)`);
-
-const hash = (text: string) => `#${text}`;
+  CREATE TABLE visits (id serial, page text)`);
 
 const entries = () => bench.database.admin('entries').select('account', 'amount').orderBy('id');
 
@@ -99,18 +88,6 @@ describe('the example with express-session', () => {
   });
 });
 
-describe('the example of one router', () => {
-  it('has a session there, and none elsewhere', async () => {
-    await bench.database.admin('entries').insert({ account: 'a', amount: 1 });
-    const app = express();
-    app.get('/outside', (req, res) => res.send(typeof req.session));
-    const url = await bench.serve(exampleOf('One router only'), { app });
-    expect(JSON.parse((await get(`${url}/api/entries`)).body)).toHaveLength(1);
-    expect((await get(`${url}/health`)).body).toBe('ok');
-    expect((await get(`${url}/outside`)).body).toBe('undefined');
-  });
-});
-
 describe('the example of an error handler', () => {
   it('answers by code, and leaves other errors alone', async () => {
     const app = bench.app();
@@ -150,112 +127,5 @@ describe('the example of withSession', () => {
     await runExample(exampleOf('Why a session per request'), { ...bench.scope(express()), console });
     expect(console.log).toHaveBeenCalledWith(1);
     expect(await bench.database.admin('entries').pluck('day')).toEqual([1]);
-  });
-});
-
-// Hazard 43.
-describe('the example of a 4xx that must persist', () => {
-  it('keeps the failed login, with the 401', async () => {
-    await bench.database.admin('users').insert({ name: 'ann', password_hash: '#right' });
-    const url = await bench.serve(exampleOf('4xx that must persist', 'hash'), { hash });
-    expect(await post(`${url}/login`, { name: 'ann', password: 'wrong' })).toMatchObject({ status: 401 });
-    expect(await bench.database.admin('failed_logins')).toEqual([{ name: 'ann' }]);
-    expect(await post(`${url}/login`, { name: 'ann', password: 'right' })).toMatchObject({ status: 200, body: '{"id":1}' });
-  });
-
-  it('would lose it without the line that it points at', async () => {
-    const code = exampleOf('4xx that must persist', 'hash').replace(/^.*session\.commit\(\).*$/m, '');
-    const url = await bench.serve(code, { hash });
-    expect(await post(`${url}/login`, { name: 'ann', password: 'wrong' })).toMatchObject({ status: 401 });
-    expect(await bench.database.admin('failed_logins')).toEqual([]);
-  });
-});
-
-describe('the example of what is written when all else is rolled back', () => {
-  it('keeps what the hook has stored, with the 404', async () => {
-    await bench.database.admin('vouchers').insert({ code: 'a', used: false });
-    const url = await bench.serve(exampleOf('4xx that must persist', 'afterRollback'));
-    expect([(await post(`${url}/vouchers/a`)).status, (await post(`${url}/vouchers/a`)).status]).toEqual([204, 404]);
-    expect(await bench.database.admin('failed_vouchers')).toEqual([{ code: 'a' }]);
-  });
-});
-
-describe('the example of a stream', () => {
-  it('sends all rows, and a cut one if it fails half-way', async () => {
-    await bench.database.admin.raw("INSERT INTO entries (account, amount) SELECT 'a', n FROM generate_series(1, 5000) n");
-    const url = await bench.serve(exampleOf('Limits', 'pipeline'), { pipeline });
-    const { body, complete, headers } = await get(`${url}/entries.csv`);
-    expect({ complete, lines: body.split('\n').length, type: headers['content-type'] }).toEqual({
-      complete: true,
-      lines: 5001,
-      type: 'text/csv; charset=utf-8',
-    });
-  });
-});
-
-describe('the example of a client that leaves', () => {
-  it('stops the outside call of the handler', async () => {
-    const fetching = deferred<AbortSignal>();
-    const fetch = (_url: string, { signal }: { signal: AbortSignal }) => {
-      fetching.resolve(signal);
-      return once(signal, 'abort').then(() => Promise.reject(signal.reason));
-    };
-    const app = bench.app();
-    await runExample(exampleOf('When the client leaves, and when things hang'), { ...bench.scope(app), fetch }, 'app');
-    const { port } = new URL(await bench.listen(app));
-    const client = (await RawClient.connect(Number(port))).get('/report');
-    const signal = await fetching.promise;
-    await client.reset();
-    await once(signal, 'abort');
-    expect(signal.reason).toMatchObject({ code: 'ERR_SESSION_CLOSED' });
-  });
-});
-
-describe('the example of a shutdown', () => {
-  it('lets an open session finish, refuses a new one, and then destroys the pool', async () => {
-    const app = express();
-    const stop = deferred<() => Promise<void>>();
-    const own = bench.database.knex();
-    const listening = createServer(app).listen(0, '127.0.0.1');
-    await once(listening, 'listening');
-    const scope = {
-      ...bench.scope(app),
-      knex: own,
-      app: Object.assign(app, { listen: () => listening }),
-      once,
-      delay,
-      process: { once: (_signal: string, listener: () => Promise<void>) => stop.resolve(listener) },
-    };
-    await runExample(exampleOf('Shutdown'), scope, 'app');
-    const held = deferred<void>();
-    const opened = deferred<void>();
-    app.post('/slow', async (req, res) => {
-      await req.session('entries').insert({ account: 'slow', amount: 1 });
-      opened.resolve();
-      await held.promise;
-      res.sendStatus(201);
-    });
-    const arrived = deferred();
-    const draining = deferred();
-    app.post('/new', async (req, res) => {
-      arrived.resolve();
-      await draining.promise;
-      await req.session('entries').insert({ account: 'new', amount: 1 });
-      res.sendStatus(201);
-    });
-    app.use(expressKnexSession.sessionErrorHandler(), answerStatus);
-    const url = `http://127.0.0.1:${(listening.address() as AddressInfo).port}`;
-
-    const slow = post(`${url}/slow`);
-    const late = post(`${url}/new`);
-    await Promise.all([opened.promise, arrived.promise]);
-    const stopped = (await stop.promise)();
-    draining.resolve();
-    expect(await late).toMatchObject({ status: 503, body: 'ERR_SESSION_UNAVAILABLE' });
-    held.resolve();
-    expect(await slow).toMatchObject({ status: 201 });
-    await stopped;
-    expect(await entries()).toEqual([{ account: 'slow', amount: 1 }]);
-    expect(own.client.pool).toBeUndefined();
   });
 });

@@ -1,6 +1,8 @@
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { typePrograms } from '../tools/packaging/type-programs';
 import { TypeScript } from './support/typescript';
+
+// `npm run packaging` compiles them against the packed tarball too, with other releases of TypeScript and every way to find modules.
+const { app = {}, 'with-express-session': withExpressSession = {}, 'two-databases': twoDatabases = {} } = typePrograms();
 
 let typescript: TypeScript;
 
@@ -10,13 +12,7 @@ beforeAll(async () => {
 
 afterAll(() => typescript.close());
 
-/** Each fixture says what must compile and, by @ts-expect-error, what must not. */
-function fixtures(...names: string[]): Record<string, string> {
-  return Object.fromEntries(names.map((name) => [name, readFileSync(join(__dirname, 'types', name), 'utf8')]));
-}
-
 const exact = { exactOptionalPropertyTypes: true };
-const app = fixtures('equal.ts', 'app.ts', 'routes.ts', 'tables.ts', 'options.ts', 'errors.ts', 'deadlines.ts', 'policy.ts');
 
 describe('in a strict project that checks declarations too', () => {
   it.each([
@@ -28,14 +24,13 @@ describe('in a strict project that checks declarations too', () => {
   });
 
   it('does so in an ESM project, and without exactOptionalPropertyTypes', async () => {
-    // The other fixtures import each other without an extension.
-    expect(await typescript.compile({ type: 'module', files: fixtures('tables.ts', 'options.ts') })).toBe('');
+    expect(await typescript.compile({ type: 'module', files: app })).toBe('');
   });
 });
 
 describe('in a project with express-session', () => {
   it('types the registered property, and leaves req.session to express-session', async () => {
-    expect(await typescript.compile({ files: fixtures('equal.ts', 'with-express-session.ts') })).toBe('');
+    expect(await typescript.compile({ files: withExpressSession })).toBe('');
   });
 
   const clash = "import 'express-session';\nimport 'express-knex-session';\n";
@@ -54,6 +49,6 @@ describe('in a project with express-session', () => {
 
 describe('in a project with two databases', () => {
   it('types both properties', async () => {
-    expect(await typescript.compile({ files: fixtures('equal.ts', 'two-databases.ts') })).toBe('');
+    expect(await typescript.compile({ files: twoDatabases })).toBe('');
   });
 });

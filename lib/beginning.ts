@@ -3,9 +3,10 @@ import { SessionError } from './errors';
 
 /** PostgreSQL's isolation levels ("Transaction Isolation"). */
 export const ISOLATION_LEVELS = ['read uncommitted', 'read committed', 'repeatable read', 'serializable'] as const;
+/** An isolation level of PostgreSQL, in its own words ("Transaction Isolation"). */
 export type IsolationLevel = (typeof ISOLATION_LEVELS)[number];
 
-/** PostgreSQL's run-time settings, by name. */
+/** PostgreSQL's run-time settings, by name; a value is sent as text. Null and undefined are none: see {@link SessionOptions.settings}. */
 export type Settings = Readonly<Record<string, string | number | boolean>>;
 
 /** A statement that the session sends by itself. */

@@ -23,6 +23,7 @@ export const errorStatuses = {
   ERR_TEST_UNSUPPORTED: 500,
 } as const;
 
+/** The `code` of a {@link SessionError}. `docs/errors.md` says of each what happened, and what to do. */
 export type SessionErrorCode = keyof typeof errorStatuses;
 
 /**
@@ -34,15 +35,18 @@ export type SessionErrorCode = keyof typeof errorStatuses;
  * 4. No message holds SQL text or values, so it may be logged; `cause` may hold both.
  *
  * @example
- * app.use((err, req, res, next) => {
- *   if (err instanceof SessionError && err.code === 'ERR_COMMIT_UNKNOWN') {
- *     res.status(err.status).json({ error: 'It is not known whether your change was stored.' });
- *   } else next(err);
- * });
+ * const answerUnknown: ErrorRequestHandler = (error, req, res, next) => {
+ *   if (error instanceof SessionError && error.code === 'ERR_COMMIT_UNKNOWN') {
+ *     res.status(error.status).json({ error: 'It is not known whether your change was stored.' });
+ *   } else next(error);
+ * };
  */
 export class SessionError extends Error {
+  /** The name of the class. */
   override readonly name: string = 'SessionError';
+  /** What happened: stable, for code to switch on. */
   readonly code: SessionErrorCode;
+  /** The HTTP status that belongs to `code`. */
   readonly status: number;
 
   constructor(code: SessionErrorCode, message: string, cause?: unknown) {
@@ -54,7 +58,12 @@ export class SessionError extends Error {
 
 /**
  * `ERR_TRANSACTION_ABORTED`: a statement failed, its error was swallowed, and a commit was asked for.
- * PostgreSQL answers such a COMMIT with ROLLBACK: nothing was stored. `cause` is the first swallowed error.
+ *
+ * 1. PostgreSQL answers such a COMMIT with ROLLBACK: nothing was stored.
+ * 2. `cause` is the first swallowed error.
+ *
+ * @example
+ * if (error instanceof TransactionAbortedError) console.error('swallowed:', error.cause);
  */
 export class TransactionAbortedError extends SessionError {
   override readonly name = 'TransactionAbortedError';
@@ -70,8 +79,13 @@ export class TransactionAbortedError extends SessionError {
 }
 
 /**
- * `ERR_COMMIT_UNKNOWN`: the connection was lost while COMMIT was under way. The transaction may have been committed or not;
- * only the database can tell. It must not be repeated blindly.
+ * `ERR_COMMIT_UNKNOWN`: the connection was lost while COMMIT was under way.
+ *
+ * 1. The transaction may have been committed or not; only the database can tell.
+ * 2. It must not be repeated blindly: {@link isRetryable} is false.
+ *
+ * @example
+ * if (error instanceof CommitUnknownError && !(await isStored(order))) await store(order);
  */
 export class CommitUnknownError extends SessionError {
   override readonly name = 'CommitUnknownError';
@@ -87,7 +101,13 @@ export class CommitUnknownError extends SessionError {
 
 /**
  * `ERR_SESSION_UNAVAILABLE`: no connection could be had within `acquireTimeout`, or no transaction begun on it; or the application is
- * shutting down (`drain()`). Nothing was stored.
+ * shutting down (`drain()`).
+ *
+ * 1. Nothing was stored.
+ * 2. `cause` is the error of the pool or of the driver, if there was one.
+ *
+ * @example
+ * if (error instanceof SessionUnavailableError) res.set('Retry-After', '5');
  */
 export class SessionUnavailableError extends SessionError {
   override readonly name = 'SessionUnavailableError';
@@ -99,7 +119,12 @@ export class SessionUnavailableError extends SessionError {
   }
 }
 
-/** `ERR_SESSION_TIMEOUT`: the transaction was open for longer than `transactionTimeout`, and has been rolled back. */
+/**
+ * `ERR_SESSION_TIMEOUT`: the transaction was open for longer than `transactionTimeout`, and has been rolled back.
+ *
+ * @example
+ * if (error instanceof SessionTimeoutError) log.warn({ url: req.originalUrl }, 'slow');
+ */
 export class SessionTimeoutError extends SessionError {
   override readonly name = 'SessionTimeoutError';
   constructor(transactionTimeout: number) {
@@ -111,7 +136,12 @@ export class SessionTimeoutError extends SessionError {
   }
 }
 
-/** `ERR_SESSION_CLOSED`: a statement, or a call that needs an open session, came after the session's end. */
+/**
+ * `ERR_SESSION_CLOSED`: a statement, or a call that needs an open session, came after the session's end. Its message says what ended it.
+ *
+ * @example
+ * if (error instanceof SessionClosedError && req.session.signal.aborted) return; // the client has gone
+ */
 export class SessionClosedError extends SessionError {
   override readonly name = 'SessionClosedError';
   /** @param because what ended the session, and what to do: completes "The session is closed: ...". */

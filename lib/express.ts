@@ -13,6 +13,7 @@ import type { Session } from './session';
 // biome-ignore lint/suspicious/noEmptyInterface: applications add to it.
 export interface Register {}
 
+/** The property under which requests have their session typed: that of {@link Register}, or `'session'`. */
 export type PropertyName = Register extends { property: infer Name extends string } ? Name : 'session';
 
 type SessionOfRequest = { [Name in PropertyName]: Session };

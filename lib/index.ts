@@ -1,3 +1,9 @@
+/**
+ * Express middleware that gives every request its own database session: a Knex transaction that begins with the first statement, and is
+ * committed before the response leaves, or rolled back. The README says how it is meant to be used.
+ *
+ * @module express-knex-session
+ */
 export type { IsolationLevel, Settings } from './beginning';
 export {
   CommitUnknownError,

@@ -2,16 +2,16 @@ import type { SessionErrorCode } from './errors';
 import { TRANSIENT_FAILURES } from './postgres';
 
 /**
- * Whether the same work may succeed if it is done again from its beginning: after a serialization failure (40001) or a deadlock (40P01),
- * at a statement or at COMMIT, also as the `cause` of another error.
+ * Whether the same work may succeed if it is done again from its beginning.
  *
- * Never after `ERR_COMMIT_UNKNOWN`: the work may be stored.
+ * 1. True after a serialization failure (40001) or a deadlock (40P01), at a statement or at COMMIT, also as the `cause` of another error.
+ * 2. Never after `ERR_COMMIT_UNKNOWN`: the work may be stored.
  *
  * @example
- * app.use((err, req, res, next) => {
- *   if (isRetryable(err)) res.status(409).set('Retry-After', '1').end();
- *   else next(err);
- * });
+ * const answerConflict: ErrorRequestHandler = (error, req, res, next) => {
+ *   if (isRetryable(error)) res.status(409).set('Retry-After', '1').end();
+ *   else next(error);
+ * };
  */
 export function isRetryable(error: unknown): boolean {
   const seen = new Set<unknown>();

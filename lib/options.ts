@@ -17,6 +17,7 @@ export interface Limits {
 /** A value for all requests, or a function that gives it for one; asked at the session's first statement. */
 export type PerRequest<T> = T | ((req: Request) => T);
 
+/** The options of {@link sessionMiddleware}, and of {@link sessionOptions} for one route. A wrong name or value is a `TypeError` at construction. */
 export interface SessionOptions {
   /**
    * The property of the request where the session is attached.

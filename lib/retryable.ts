@@ -3,11 +3,13 @@ import { Attempt } from './attempt';
 import { describe } from './describe';
 import { SessionError } from './errors';
 
+/** The options of {@link retryable}. */
 export interface RetryableOptions {
   /**
    * How often the handler may run, the first time included.
    *
    * @default 3
+   * @example retryable(handler, { attempts: 5 })
    */
   attempts?: number | undefined;
 }

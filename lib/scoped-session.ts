@@ -10,6 +10,7 @@ import type { RequestSession } from './request-session';
 import { scopedFace } from './scoped-face';
 import type { Session } from './session';
 
+/** The options of {@link scopedSession}. */
 export interface ScopedSessionOptions {
   /**
    * What a statement outside of a request means: it is refused (`ERR_SESSION_MISSING`), or it commits by itself, on the pool.
@@ -21,13 +22,16 @@ export interface ScopedSessionOptions {
 }
 
 /**
- * The session of the running request, from any depth: for code that is not handed a request. The middleware needs `{ context: true }`.
- * In `withSession()` and in hooks it is theirs.
+ * The session of the running request, from any depth: for code that is not handed a request.
+ *
+ * 1. The middleware needs `{ context: true }`.
+ * 2. In `withSession()` and in hooks it is theirs.
  *
  * @param property where the middleware attached it; needed if the request has several
+ * @default the only one, or that on `req.session`
  * @throws SessionError `ERR_SESSION_MISSING` outside of a request, or if there is no such session
  * @example
- * async function audit(action) {
+ * async function audit(action: string) {
  *   await currentSession()('audit').insert({ action });
  * }
  */

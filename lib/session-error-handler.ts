@@ -10,6 +10,7 @@ import { runErrorHandlers } from './error-response';
  * 2. The error is passed on untouched; one of a ROLLBACK that fails goes to `onError`.
  * 3. If the response had been decided before the error, that decision stands.
  *
+ * @throws TypeError at construction, for an argument: it takes none
  * @example
  * app.use(sessionMiddleware(knex));
  * app.use(routes);

@@ -18,7 +18,13 @@ import type { Session } from './session';
 import { SessionPolicy } from './session-policy';
 import type { TransactionOwner } from './transaction-owner';
 
-/** What {@link sessionMiddleware} returns: a request handler that also knows its sessions. */
+/**
+ * What {@link sessionMiddleware} returns: a request handler that also knows its sessions.
+ *
+ * @example
+ * const sessions: SessionMiddleware = sessionMiddleware(knex);
+ * app.use(sessions);
+ */
 export interface SessionMiddleware extends RequestHandler {
   /**
    * Ends the sessions, for the shutdown of the application. Stop accepting connections first (`server.close()`).
@@ -41,7 +47,12 @@ export interface SessionMiddleware extends RequestHandler {
    */
   drain(ms: number): Promise<void>;
 
-  /** How many sessions are open or waiting now, and how the others have ended. */
+  /**
+   * How many sessions are open or waiting now, and how the others have ended.
+   *
+   * @example
+   * app.get('/metrics', (req, res) => res.json(sessions.stats()));
+   */
   stats(): SessionStats;
 }
 
@@ -123,6 +134,9 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
 
 /**
  * The session of a request, for code that is handed a request of any kind.
+ *
+ * 1. Types cannot see whether the middleware is mounted; this looks.
+ * 2. It takes no connection: that comes with the first statement.
  *
  * @param property where the middleware attached it
  * @default 'session'

@@ -88,7 +88,10 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
   afterCommit(hook: (session: Session) => unknown): void;
 
   /**
-   * Calls back when the work has been rolled back, for whatever reason, and before the response leaves. As {@link afterCommit} otherwise.
+   * Calls back when the work has been rolled back, for whatever reason, and before the response leaves.
+   *
+   * 1. `session` is another one, whose work is committed when the hook has ended.
+   * 2. What a hook throws goes to `onError`, and the others run. After `ERR_COMMIT_UNKNOWN` none does.
    *
    * @throws SessionError `ERR_SESSION_CLOSED` after the session's end
    * @example
@@ -96,7 +99,31 @@ export interface Session<TRecord extends {} = any, TResult = any[]> extends Knex
    */
   afterRollback(hook: (session: Session) => unknown): void;
 
-  /** What has become of the work so far; after a `checkpoint()`, of what came since. */
+  /** Opens a savepoint, to be ended by its own `commit()` or `rollback()`. */
+  transaction(config?: Knex.TransactionConfig): Promise<Session>;
+  /** Opens a savepoint, to be ended by its own `commit()` or `rollback()`. */
+  transaction(scope?: null, config?: Knex.TransactionConfig): Promise<Session>;
+  /**
+   * Runs a function in a savepoint. That is a session too: its hooks are dropped, and its settings undone, if it is rolled back.
+   *
+   * @example
+   * await req.session.transaction(async (savepoint) => {
+   *   await savepoint('orders').insert(order);
+   *   savepoint.afterCommit(() => mails.send(receipt));
+   * });
+   */
+  // biome-ignore lint/suspicious/noConfusingVoidType: as Knex has it.
+  transaction<T>(scope: (savepoint: Session) => Promise<T> | void, config?: Knex.TransactionConfig): Promise<T>;
+
+  /** As {@link transaction} with a function. */
+  savepoint<T = any>(scope: (savepoint: Session) => any): Promise<T>;
+
+  /**
+   * What has become of the work so far; after a `checkpoint()`, of what came since.
+   *
+   * @example
+   * res.once('finish', () => log.info({ url: req.originalUrl, outcome: req.session.outcome }));
+   */
   readonly outcome: Outcome;
 
   /**

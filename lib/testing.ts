@@ -1,3 +1,8 @@
+/**
+ * For the tests of an application: each runs in a transaction that is rolled back at its end.
+ *
+ * @module express-knex-session/testing
+ */
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
 import { ISOLATION_LEVELS, type IsolationLevel } from './beginning';
@@ -8,6 +13,7 @@ import { TestTransactions } from './testing/test-transactions';
 
 export type { IsolationLevel };
 
+/** The options of {@link testDatabase}. */
 export interface TestDatabaseOptions {
   /**
    * The isolation level of the transaction that the tests run in. A request that asks for another one gets `ERR_TEST_UNSUPPORTED`.
@@ -31,7 +37,12 @@ export interface TestDatabase {
   /** For the application, in place of its own, and for the test itself: all that goes through it is rolled back. */
   readonly knex: Knex;
 
-  /** Begins a test; for `beforeEach`. Inside another one (begun in `beforeAll`) it is a savepoint, and keeps what that one has stored. */
+  /**
+   * Begins a test; for `beforeEach`. Inside another one (begun in `beforeAll`) it is a savepoint, and keeps what that one has stored.
+   *
+   * @example
+   * beforeEach(database.begin);
+   */
   begin(): Promise<void>;
 
   /**
@@ -39,11 +50,13 @@ export interface TestDatabase {
    *
    * @throws SessionError `ERR_TEST_LEFT_OPEN` if a request is still running, or a transaction has been left open; `ERR_TEST_BLOCKED` and
    *   `ERR_TEST_UNSUPPORTED` if a request has met them, whatever it has answered
+   * @example
+   * afterEach(database.rollback);
    */
   rollback(): Promise<void>;
 
   /**
-   * The same around one test.
+   * The same around one test: what it returns begins, runs `work`, and rolls back, also if `work` fails.
    *
    * @example
    * it('stores the transfer', database.inTransaction(async () => {

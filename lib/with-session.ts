@@ -8,23 +8,23 @@ import { fixedFor, resolveOptions, termsOf } from './resolve-options';
 import type { Session } from './session';
 import { runUnitOfWork } from './unit-of-work';
 
-/** Those of `sessionMiddleware` that need no request; times in ms. */
+/** The options of {@link withSession}: those of {@link SessionOptions} that need no request, as values; times in ms. */
 export interface WithSessionOptions extends Pick<SessionOptions, 'onError'> {
-  /** @default 5000 */
+  /** How long the first statement may wait for a connection. @default 5000 */
   acquireTimeout?: number | undefined;
-  /** @default 30000 */
+  /** How long the transaction may stay open; 0 is no limit. @default 30000 */
   transactionTimeout?: number | undefined;
-  /** @default 10000 */
+  /** How long COMMIT or ROLLBACK may take. @default 10000 */
   settleTimeout?: number | undefined;
-  /** @default the server's */
+  /** The isolation level of the transaction. @default the server's */
   isolationLevel?: IsolationLevel | undefined;
-  /** @default the server's */
+  /** Whether the transaction may only read. @default the server's */
   readOnly?: boolean | undefined;
-  /** @default the server's */
+  /** Whether a read-only serializable transaction waits for a moment in which it cannot fail. @default the server's */
   deferrable?: boolean | undefined;
-  /** @default none */
+  /** Run-time settings for this transaction only. @default none */
   settings?: Settings | undefined;
-  /** @default the one that has connected */
+  /** The role that the statements run as. @default the one that has connected */
   role?: string | undefined;
 }
 
@@ -37,7 +37,7 @@ export interface WithSessionOptions extends Pick<SessionOptions, 'onError'> {
  *    `work` never ends: look at `session.signal` in there.
  * 4. Returns what `work` returns, after COMMIT has succeeded; rejects with the error of `work`, or of a COMMIT that failed.
  *
- * @throws TypeError if an argument is not what it should be
+ * @throws TypeError if an argument is not what it should be; SessionError and the driver's errors as those of a request
  * @example
  * const id = await withSession(knex, async (session) => {
  *   const [row] = await session('jobs').insert({ kind: 'report' }).returning('id');

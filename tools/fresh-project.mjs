@@ -1,6 +1,6 @@
 /*
- * Does what the README's chapter "Testing your app" says, word by word, in an empty folder: once with Jest, once with Vitest. Files and
- * commands come out of the README; only the package itself is packed from here, in place of the registry's.
+ * Does what the README's chapter "Testing your app", and the page that it leads to, say word by word, in an empty folder: once with Jest,
+ * once with Vitest. Files and commands come out of them; only the package itself is packed from here, in place of the registry's.
  *
  * `npm run fresh`, or `npm run fresh -- Jest`
  */
@@ -9,7 +9,7 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { stepsFor } from './fresh-project/steps.js';
+import { readGuide, stepsFor } from './fresh-project/steps.js';
 
 /** Tests pass with these, and a person would not be content. */
 const COMPLAINTS = ['Jest did not exit', 'A worker process has failed to exit', 'close timed out'];
@@ -33,11 +33,11 @@ for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
 try {
   await run(`npm pack --silent --pack-destination '${folder}'`, root);
   const tarball = join(folder, (await readdir(folder)).find((name) => name.endsWith('.tgz')) ?? '');
-  const readme = await readFile(join(root, 'README.md'), 'utf8');
+  const guide = readGuide(root);
   for (const runner of runners) {
     console.log(`\n== ${runner}`);
     // Once more at the end: with the files of the recipes.
-    await follow([...stepsFor(readme, runner), { command: 'npm test' }], join(folder, runner.toLowerCase()), tarball);
+    await follow([...stepsFor(guide, runner), { command: 'npm test' }], join(folder, runner.toLowerCase()), tarball);
   }
   console.log('\nThe README can be followed to passing tests.');
 } catch (error) {

@@ -23,9 +23,12 @@ export async function createDatabase(): Promise<TestDatabase> {
   const serverUrl = process.env['TEST_DATABASE_URL'];
   if (!serverUrl) throw new Error('TEST_DATABASE_URL is not set. Run the tests with jest and its config.');
   const name = `test_${randomBytes(8).toString('hex')}`;
-  const isOurs = process.env['TEST_SERVER_IS_OURS'] !== undefined;
-  // template0: template1 cannot be copied while another worker is connected to it. FILE_COPY takes half the time, but it writes to the disk.
-  await onServer(serverUrl, `CREATE DATABASE ${name} TEMPLATE template0${isOurs ? ' STRATEGY file_copy' : ''}`);
+  const ownVersion = process.env['TEST_SERVER_VERSION'];
+  const isOurs = ownVersion !== undefined;
+  // template0: template1 cannot be copied while another worker is connected to it. FILE_COPY takes half the time, but it writes
+  // to the disk. (PostgreSQL 14 knows nothing else.)
+  const strategy = Number(ownVersion) >= 15 ? ' STRATEGY file_copy' : '';
+  await onServer(serverUrl, `CREATE DATABASE ${name} TEMPLATE template0${strategy}`);
 
   const poolerUrl = process.env['TEST_PGBOUNCER_URL'];
   const url = databaseAt(poolerUrl ?? serverUrl, name);

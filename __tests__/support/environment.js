@@ -1,7 +1,8 @@
 const { EventEmitter } = require('node:events');
 const { basename } = require('node:path');
 const { TestEnvironment } = require('jest-environment-node');
-const { excludedTests } = require('./behind-pgbouncer.js');
+const behindPgBouncer = require('./behind-pgbouncer.js');
+const inMatrix = require('./in-matrix.js');
 
 /**
  * @typedef {import('@jest/types').Circus.DescribeBlock} DescribeBlock
@@ -15,6 +16,9 @@ module.exports = class extends TestEnvironment {
    */
   constructor(config, context) {
     super(config, context);
+    const { versions } = config.projectConfig.testEnvironmentOptions;
+    /** Of a cell of `npm run matrix`. @type {import('./in-matrix.js').Versions | undefined} */
+    this.versions = /** @type {any} */ (versions);
     this.isPooled = config.projectConfig.testEnvironmentOptions['pgbouncer'] === true;
     this.isMissing = this.isPooled && process.env['TEST_PGBOUNCER_PROGRAM'] === undefined;
     this.file = basename(context.testPath, '.test.ts');
@@ -52,40 +56,49 @@ module.exports = class extends TestEnvironment {
   }
 
   /**
-   * Skips what cannot be run in `npm run test:pgbouncer`: see behind-pgbouncer.js.
+   * Skips what cannot be run in `npm run test:pgbouncer` or in a cell of `npm run matrix`: see behind-pgbouncer.js, in-matrix.js.
    *
    * @param {import('@jest/types').Circus.AsyncEvent} event
    * @param {import('@jest/types').Circus.State} state
    */
   async handleTestEvent(event, state) {
-    if (event.name !== 'run_start' || !this.isPooled) return;
-    const exclusions = this.isMissing
-      ? [{ name: '', reason: 'PgBouncer is not installed' }]
-      : excludedTests.filter(([file]) => file === this.file).map(([, name, reason]) => ({ name, reason }));
-    for (const { name, reason } of exclusions) {
-      if (!skipTests(state.rootDescribeBlock, name, reason) && !this.isMissing) {
-        throw new Error(`behind-pgbouncer.js names a test that is not there: ${this.file}: ${name}`);
+    if (event.name !== 'run_start') return;
+    for (const [name, why] of this.exclusions()) {
+      if (!skipTests(state.rootDescribeBlock, name, why) && !this.isMissing) {
+        throw new Error(`A test that is to be skipped is not there: ${this.file}: ${name}`);
       }
     }
+  }
+
+  /** @returns {[name: string, why: string][]} */
+  exclusions() {
+    if (this.isMissing) return [['', 'skipped behind PgBouncer: PgBouncer is not installed']];
+    const { versions, file } = this;
+    if (versions) {
+      const excluded = inMatrix.excludedTests.filter(([of, , applies]) => of === file && applies(versions));
+      return excluded.map(([, name, , reason]) => [name, `skipped in the matrix: ${reason}`]);
+    }
+    const excluded = this.isPooled ? behindPgBouncer.excludedTests.filter(([of]) => of === file) : [];
+    return excluded.map(([, name, reason]) => [name, `skipped behind PgBouncer: ${reason}`]);
   }
 };
 
 /**
  * @param {DescribeBlock} block
  * @param {string} name a part of the full name
- * @param {string} reason
+ * @param {string} why
  * @param {string} [path]
  * @returns {boolean} whether there was any such test
  */
-function skipTests(block, name, reason, path = '') {
+function skipTests(block, name, why, path = '') {
   let isFound = false;
   for (const child of block.children) {
     const fullName = `${path}${child.name}`;
     if (child.type === 'describeBlock') {
-      isFound = skipTests(child, name, reason, `${fullName} `) || isFound;
+      isFound = skipTests(child, name, why, `${fullName} `) || isFound;
     } else if (fullName.includes(name)) {
       child.mode = 'skip';
-      child.name += ` (skipped behind PgBouncer: ${reason})`;
+      child.name += ` (${why})`;
       isFound = true;
     }
   }

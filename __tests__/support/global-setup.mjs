@@ -1,3 +1,5 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { findPgBouncer } from '../../tools/pgbouncer.mjs';
 import { startPostgres } from '../../tools/postgres.mjs';
 
@@ -25,7 +27,7 @@ export default async function globalSetup(_, { testEnvironmentOptions }) {
     });
     Object.assign(globalThis, { testPostgres: server });
     url = server.url;
-    process.env['TEST_SERVER_IS_OURS'] = 'true';
+    process.env['TEST_SERVER_VERSION'] = (await readFile(join(server.dataDir, 'PG_VERSION'), 'utf8')).trim();
   }
   process.env['TEST_DATABASE_URL'] = url;
 }

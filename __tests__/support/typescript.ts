@@ -19,7 +19,7 @@ export interface TypedProject {
   /** What is in package.json. */
   type?: 'module' | 'commonjs';
   compilerOptions?: object;
-  /** Modules that stand for others. */
+  /** Modules that stand for others, or are needed too. */
   links?: Record<string, string>;
   /** File names and what is in them. */
   files: Record<string, string>;
@@ -49,7 +49,7 @@ export class TypeScript {
     await cp(join(root, 'package.json'), join(installed, 'package.json'));
     await cp(join(this.folder, 'dist'), join(installed, 'dist'), { recursive: true });
     const modules = ['express', 'knex', 'pg', 'express-session', '@types/express', '@types/express-session', '@types/node'];
-    for (const module of modules) {
+    for (const module of new Set([...modules, ...Object.keys(links)])) {
       const path = join(project, 'node_modules', module);
       await mkdir(dirname(path), { recursive: true });
       await symlink(join(root, 'node_modules', links[module] ?? module), path);

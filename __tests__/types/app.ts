@@ -2,8 +2,8 @@
 import express from 'express';
 import { getSession, type Session, sessionErrorHandler, sessionMiddleware, withSession } from 'express-knex-session';
 import createKnex, { type Knex } from 'knex';
-import type { Equal, Expect } from './equal';
-import { rename, type User } from './routes';
+import type { Equal, Expect } from './equal.js';
+import { rename, type User } from './routes.js';
 
 const knex = createKnex({ client: 'pg' });
 const app = express();

@@ -12,7 +12,7 @@ import {
   withSession,
 } from 'express-knex-session';
 import createKnex from 'knex';
-import type { Equal, Expect } from './equal';
+import type { Equal, Expect } from './equal.js';
 
 const knex = createKnex({ client: 'pg' });
 const app = express();

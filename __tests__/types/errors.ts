@@ -8,7 +8,7 @@ import {
   SessionUnavailableError,
   TransactionAbortedError,
 } from 'express-knex-session';
-import type { Equal, Expect } from './equal';
+import type { Equal, Expect } from './equal.js';
 
 export const errorHandler: ErrorRequestHandler = (error: unknown, _req, res, next) => {
   if (!(error instanceof SessionError)) return next(error);

@@ -17,7 +17,7 @@ import {
   withSession,
 } from 'express-knex-session';
 import createKnex, { type Knex } from 'knex';
-import type { Equal, Expect } from './equal';
+import type { Equal, Expect } from './equal.js';
 
 const knex = createKnex({ client: 'pg' });
 const replica = createKnex({ client: 'pg' });
@@ -54,8 +54,7 @@ sessionMiddleware(knex, { context: () => true });
 sessionMiddleware(knex, { readOnly: 'yes' });
 
 // For a route, in the midst of handlers whose requests stay typed.
-const forRoute = sessionOptions({ isolationLevel: 'serializable', property: 'db' });
-type _forRoute = Expect<Equal<typeof forRoute, RequestHandler>>;
+export const forRoute: RequestHandler = sessionOptions({ isolationLevel: 'serializable', property: 'db' });
 // @ts-expect-error: none of them
 sessionOptions();
 // @ts-expect-error: misspelt

@@ -1,6 +1,6 @@
 // A file of an app that imports nothing of the package.
 import type { RequestHandler } from 'express';
-import type { Equal, Expect } from './equal';
+import type { Equal, Expect } from './equal.js';
 
 export interface User {
   id: number;

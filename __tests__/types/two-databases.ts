@@ -2,7 +2,7 @@
 import express from 'express';
 import { type Session, sessionMiddleware } from 'express-knex-session';
 import createKnex from 'knex';
-import type { Equal, Expect } from './equal';
+import type { Equal, Expect } from './equal.js';
 
 declare module 'express-knex-session' {
   interface Register {

@@ -3,7 +3,7 @@ import express from 'express';
 import { getSession, type PropertyName, type Session, sessionMiddleware } from 'express-knex-session';
 import expressSession from 'express-session';
 import createKnex from 'knex';
-import type { Equal, Expect } from './equal';
+import type { Equal, Expect } from './equal.js';
 
 declare module 'express-knex-session' {
   interface Register {

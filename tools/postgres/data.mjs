@@ -83,12 +83,10 @@ export async function initialiseData({ initdb }, dataDir, account) {
       '--no-locale',
       '--no-sync',
     ];
-    // The password is random and long, so iterations add nothing but time to every connection.
-    await promisify(execFile)(initdb, [...flags, '--set=scram_iterations=1', `--pgdata=${fresh}`], {
-      ...account.spawn,
-      cwd: fresh,
-      env: account.env,
-    });
+    const run = (/** @type {string[]} */ args) => promisify(execFile)(initdb, args, { ...account.spawn, cwd: fresh, env: account.env });
+    // The password is random and long, so iterations add nothing but time to every connection. PostgreSQL 16 is the first to count them.
+    const version = Number((await run(['--version'])).stdout.match(/ (\d+)/)?.[1]);
+    await run([...flags, ...(version >= 16 ? ['--set=scram_iterations=1'] : []), `--pgdata=${fresh}`]);
     await rename(passwordFile, join(fresh, passwordName));
     await rename(fresh, dataDir);
   } finally {

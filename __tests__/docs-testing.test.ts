@@ -3,10 +3,11 @@ import { type TestDatabase as Kit, testDatabase } from 'express-knex-session/tes
 import type { Knex } from 'knex';
 import { Client } from 'pg';
 import { createDatabase, type TestDatabase } from './support/database';
+import { runExample } from './support/example-bench';
+import { exampleIn } from './support/pages';
 import { eventually } from './support/pool';
-import { exampleOf, runExample } from './support/readme';
 
-/* What the README says of "Testing your app": what cannot be as in production. (Its files are run by packaging.test.ts.) */
+/* What docs/testing.md says cannot be as in production. (Its files are run by packaging.test.ts.) */
 let database: TestDatabase;
 let knex: Knex;
 let kit: Kit;
@@ -104,7 +105,7 @@ describe('when the connection is lost during COMMIT', () => {
 
 describe('the example of options', () => {
   it('sets the level of the tests', async () => {
-    const shown: Kit = await runExample(exampleOf('Testing your app'), { testDatabase, knex }, 'database');
+    const shown: Kit = await runExample(exampleIn('testing'), { testDatabase, knex }, 'database');
     await shown.inTransaction(async () => {
       const { rows } = await shown.knex.raw('SHOW transaction_isolation');
       expect(rows).toEqual([{ transaction_isolation: 'repeatable read' }]);

@@ -1,12 +1,13 @@
 import { randomBytes } from 'node:crypto';
 import express, { type Request } from 'express';
+import { ExampleBench, runExample } from './support/example-bench';
 import { get, post } from './support/http';
+import { exampleIn } from './support/pages';
 import { eventually, poolUsage } from './support/pool';
-import { ExampleBench, exampleOf, runExample, sectionOf } from './support/readme';
 import { failOnWarnings } from './support/warnings';
 import { deferred } from './support/wire';
 
-/* Runs the examples of the README's chapters "Recipes" and "When one machine is not enough". */
+/* Runs the examples of docs/recipes that are about options and sessions, and that of docs/scaling.md. */
 failOnWarnings();
 
 const bench = ExampleBench.use(`
@@ -20,11 +21,10 @@ describe('the recipe of row-level security', () => {
   /** Roles belong to the server, which others use as well. */
   const role = `app_${randomBytes(6).toString('hex')}`;
   const withRole = (text: string) => text.replaceAll('app_user', role);
-  const recipe = withRole(exampleOf('Recipes', 'app.tenant'));
+  const recipe = withRole(exampleIn('recipes/row-level-security'));
 
   beforeAll(async () => {
-    const [, sql = ''] = /^```sql\n([\s\S]*?)^```/m.exec(sectionOf('Recipes')) ?? [];
-    await bench.database.admin.raw(withRole(sql));
+    await bench.database.admin.raw(withRole(exampleIn('recipes/row-level-security', '', 'sql')));
   });
   afterAll(() => bench.database.admin.raw('DROP OWNED BY ??; DROP ROLE ??', [role, role]));
   beforeEach(() => bench.database.admin('invoices').insert([{ tenant: 1 }, { tenant: 2 }]));
@@ -75,7 +75,7 @@ describe("the recipe of one route's isolation level", () => {
       { account: 'a', amount: 1 },
       { account: 'a', amount: 2 },
     ]);
-    const url = await bench.serve(exampleOf('Recipes', 'repeatable read'));
+    const url = await bench.serve(exampleIn('recipes/isolation'));
     const [begin] = await bench.sqlOf(async () =>
       expect(JSON.parse((await get(`${url}/statement?account=a`)).body)).toMatchObject({
         entries: [{ amount: 1 }, { amount: 2 }],
@@ -94,7 +94,7 @@ describe('the recipe of a replica', () => {
       app.get('/entries', async (req, res) => { res.json(await req.session('entries')); });
       app.get('/write', async (req, res) => { await req.session('entries').insert({ amount: 1 }); res.end(); });
       app.post('/entries', async (req, res) => { await req.session('entries').insert({ amount: 1 }); res.sendStatus(201); });`;
-    const url = await bench.serve(exampleOf('Recipes', 'replica') + routes, { app, createKnex: () => replica });
+    const url = await bench.serve(exampleIn('recipes/replicas') + routes, { app, createKnex: () => replica });
     const onPrimary = await bench.sqlOf(async () => {
       const onReplica = await bench.sqlOf(async () => {
         await get(`${url}/entries`);
@@ -110,7 +110,7 @@ describe('the recipe of a replica', () => {
 describe('the recipe of cheap reads', () => {
   it('reads only, or without a transaction', async () => {
     await bench.database.admin('entries').insert({ account: 'a', amount: 1 });
-    const url = await bench.serve(exampleOf('Recipes', 'transaction: false'));
+    const url = await bench.serve(exampleIn('recipes/cheap-reads'));
     const [begin] = await bench.sqlOf(async () => expect((await get(`${url}/accounts`)).body).toBe('[{"account":"a"}]'));
     expect(begin).toBe('BEGIN TRANSACTION READ ONLY;');
     const sql = await bench.sqlOf(async () => expect(JSON.parse((await get(`${url}/accounts/a`)).body)).toHaveLength(1));
@@ -122,7 +122,7 @@ describe('the recipe of hooks', () => {
   it('sends the mail of an order that is stored, with its audit row, and of no other', async () => {
     const sent: unknown[] = [];
     const sendMail = async (order: { id: number }) => sent.push([order.id, await bench.database.admin('orders').pluck('id')]);
-    const url = await bench.serve(exampleOf('Recipes', 'sendMail'), { sendMail });
+    const url = await bench.serve(exampleIn('recipes/after-commit'), { sendMail });
     expect((await post(`${url}/orders`, { item: 'a pen' })).status).toBe(201);
     await bench.database.admin.raw('ALTER TABLE audit ADD CONSTRAINT once UNIQUE (url)');
     expect((await post(`${url}/orders`, { item: 'a pencil' })).status).toBe(500);
@@ -143,7 +143,7 @@ describe('the recipe of a slow call outside', () => {
       calling.resolve();
       return charged.promise;
     };
-    const url = await bench.serve(exampleOf('Recipes', 'checkpoint'), { charge });
+    const url = await bench.serve(exampleIn('recipes/slow-calls'), { charge });
     const answer = post(`${url}/orders/1/payment`);
     await calling.promise;
     expect(poolUsage(bench.knex).used).toBe(0);
@@ -157,7 +157,7 @@ describe('the recipe of a slow call outside', () => {
 describe('the recipe of trying again', () => {
   it('lets one of two withdrawals through that are not covered together, and the other one see it', async () => {
     await bench.database.admin('entries').insert({ account: 'a', amount: 100 });
-    const url = await bench.serve(exampleOf('Recipes', 'retryable'));
+    const url = await bench.serve(exampleIn('recipes/retries'));
     const answers = await whileWritesWait(2, async () => [60, 60].map((amount) => post(`${url}/withdrawals`, { account: 'a', amount })));
     expect(answers.map(({ status }) => status).sort()).toEqual([201, 409]);
     expect(await bench.database.admin('entries').pluck('amount')).toEqual([100, -60]);
@@ -166,7 +166,7 @@ describe('the recipe of trying again', () => {
   it('would refuse the other one without it', async () => {
     await bench.database.admin('entries').insert({ account: 'a', amount: 100 });
     const retryable = (handler: unknown) => handler;
-    const url = await bench.serve(exampleOf('Recipes', 'retryable'), { retryable });
+    const url = await bench.serve(exampleIn('recipes/retries'), { retryable });
     const answers = await whileWritesWait(2, async () => [60, 60].map((amount) => post(`${url}/withdrawals`, { account: 'a', amount })));
     expect(answers.map(({ status, body }) => [status, body]).sort()).toEqual([
       [201, ''],
@@ -197,12 +197,12 @@ describe('the recipe of access from anywhere', () => {
     const failing = `
       app.post('/fails', async (req, res) => { await deposit('b', 1); throw new Error('too late'); });
       app.use(sessionErrorHandler());`;
-    const url = await bench.serve(exampleOf('Recipes', 'scopedSession') + failing, { app, console });
+    const url = await bench.serve(exampleIn('recipes/access-from-anywhere') + failing, { app, console });
     expect((await post(`${url}/deposits`, { account: 'a', amount: 1 })).status).toBe(201);
     expect((await post(`${url}/fails`)).body).toBe('too late');
     expect(await stored('entries')).toMatchObject([{ account: 'a', amount: 1 }]);
     expect(console.log).toHaveBeenCalledTimes(1);
-    const deposit = await runExample(exampleOf('Recipes', 'scopedSession'), bench.scope(express()), 'deposit');
+    const deposit = await runExample(exampleIn('recipes/access-from-anywhere'), bench.scope(express()), 'deposit');
     await expect(deposit('c', 1)).rejects.toMatchObject({ code: 'ERR_SESSION_MISSING' });
   });
 });
@@ -219,7 +219,7 @@ describe('the example of a job that is repeated', () => {
       END $$;
       CREATE CONSTRAINT TRIGGER fail_once AFTER UPDATE ON entries DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail_once()`);
     const console = { log: jest.fn() };
-    await runExample(exampleOf('When one machine is not enough'), { ...bench.scope(express()), console });
+    await runExample(exampleIn('scaling'), { ...bench.scope(express()), console });
     expect(console.log).toHaveBeenCalledWith(1);
     expect(await bench.database.admin('entries').pluck('day')).toEqual([1]);
   });

@@ -1,0 +1,10 @@
+/* For the matrix's cell `pipeline`: every connection of the driver is as if the app had configured it with `pipeline: true`. */
+const pg = require('pg');
+
+pg.Client = class Client extends pg.Client {
+  /** @param {string | import('pg').ClientConfig} [config] */
+  constructor(config) {
+    super(config);
+    Object.assign(this, { pipeline: true });
+  }
+};
