@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
 import express, { type ErrorRequestHandler, type Express, type RequestHandler, type Response } from 'express';
+import { retryable, type SessionOptions } from 'express-knex-session';
 import { type AppOptions, type Handler, REFUSED, useGatedApps } from './support/gated-app';
 import { middlewares } from './support/middleware';
 import { poolUsage } from './support/pool';
@@ -127,5 +128,32 @@ describe('when the app runs on serverless-http', () => {
     expect(await call(app, 'entry')).toMatchObject({ statusCode: 200, body: '{"ok":true}' });
     expect(await call(app, REFUSED)).toMatchObject({ statusCode: 500, body: '{"error":"23514"}' });
     expect(await apps.names()).toEqual(['entry']);
+  });
+
+  it('runs a retryable handler again', async () => {
+    let attempts = 0;
+    const handler = retryable(async (req, res) => {
+      attempts++;
+      await req.session('entries').insert({ name: `attempt ${attempts}` });
+      if (attempts === 1) throw Object.assign(new Error('could not serialize access'), { code: '40001' });
+      res.json({ attempts });
+    });
+    expect(await call(gated(handler as Handler), '')).toMatchObject({ statusCode: 200, body: '{"attempts":2}' });
+    expect(await apps.names()).toEqual(['attempt 2']);
+  });
+
+  it("tells of a COMMIT that fails after bytes were written (commitAt: 'end')", async () => {
+    const options: SessionOptions = { commitAt: 'end' };
+    const app = gated(
+      insert(async (res) => {
+        res.status(201).write('a');
+        await new Promise((resolve) => setImmediate(resolve));
+        res.end('b');
+      }),
+      options,
+    );
+    const result = await call(app, REFUSED).catch((error) => error);
+    expect(result).not.toMatchObject({ statusCode: 201 });
+    expect(apps.reported).toEqual([expect.objectContaining({ code: '23514' })]);
   });
 });

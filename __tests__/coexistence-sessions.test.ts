@@ -169,8 +169,7 @@ describe('when two copies of the package meet on one request (74)', () => {
   });
 
   it('has one owner if both are mounted with the same options, and a named error otherwise (34)', async () => {
-    // Each copy has a default of its own for shouldCommit: another option, as far as they can tell.
-    const options = { onError: () => {}, shouldCommit: () => true };
+    const options = { onError: () => {} };
     const handler: Handler = async (req, res) => {
       await req.session('entries').insert({ name: 'a' });
       res.end('ok');

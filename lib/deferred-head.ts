@@ -60,7 +60,7 @@ export class DeferredHead {
     this.fix();
     this.letGoStatus();
     this.statusMessage = res.statusMessage;
-    res._header ??= HELD;
+    res._header ||= HELD;
   }
 
   letGo(): void {

@@ -1,3 +1,4 @@
+import type { NextFunction, Request, Response } from 'express';
 import type { Session } from './session';
 
 /**
@@ -23,3 +24,32 @@ declare global {
     interface Request extends SessionOfRequest {}
   }
 }
+
+/**
+ * Middleware for routes of any kind. It is generic so that handlers beside it keep the types of their own requests and responses.
+ *
+ * @example
+ * export const readOnly: RouteMiddleware = sessionOptions({ readOnly: true });
+ */
+export type RouteMiddleware = <Params, ResBody, ReqBody, Query, Locals extends Record<string, any>>(
+  req: Request<Params, ResBody, ReqBody, Query, Locals>,
+  res: Response<ResBody, Locals>,
+  next: NextFunction,
+) => void;
+
+/**
+ * The same for errors.
+ *
+ * @example
+ * export const rollsBack: RouteErrorMiddleware = sessionErrorHandler();
+ */
+export type RouteErrorMiddleware = <Params, ResBody, ReqBody, Query, Locals extends Record<string, any>>(
+  error: unknown,
+  req: Request<Params, ResBody, ReqBody, Query, Locals>,
+  res: Response<ResBody, Locals>,
+  next: NextFunction,
+) => void;
+
+/** A request of any route. */
+export type AnyRequest = Request<any, any, any, any, any>;
+export type AnyResponse = Response<any, any>;

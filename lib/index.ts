@@ -14,7 +14,7 @@ export {
   SessionUnavailableError,
   TransactionAbortedError,
 } from './errors';
-export type { PropertyName, Register } from './express';
+export type { PropertyName, Register, RouteErrorMiddleware, RouteMiddleware } from './express';
 export { isRetryable } from './is-retryable';
 export type { SessionStats } from './open-sessions';
 export type { CommitAt, OnDisconnect, PerRequest, SessionOptions } from './options';

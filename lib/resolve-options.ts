@@ -33,6 +33,12 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 export const isDuration = (value: unknown, from = 1): boolean => typeof value === 'number' && value >= from && value <= LONGEST_TIMER_MS;
 export const aDurationFrom = (from: number): string => `a number of milliseconds from ${from} to ${LONGEST_TIMER_MS}`;
 
+/** Shared by all copies of this package: mounted with the defaults, they have the same options. */
+const SHARED = Symbol.for('express-knex-session.commitsByStatus');
+const shared = globalThis as { [SHARED]?: (req: Request, res: Response) => boolean };
+shared[SHARED] ??= (_req, res) => res.statusCode < 400;
+const commitsByStatus = shared[SHARED];
+
 /** The one place that lists the options and their defaults; the README's table is checked against it. */
 export const optionDefinitions = {
   property: {
@@ -48,7 +54,7 @@ export const optionDefinitions = {
     perRequest: true,
   },
   shouldCommit: {
-    default: (_req: Request, res: Response): boolean => res.statusCode < 400,
+    default: commitsByStatus,
     isValid: isFunction,
     expected: 'a function (req, res) => boolean',
     perRequest: false,

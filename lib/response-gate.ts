@@ -86,7 +86,8 @@ export class ResponseGate {
     this.savedHead = new SavedHead(res, exchange.earlyHeaders);
     this.head = new DeferredHead(res);
     this.hasHandedOn = res._headerSent;
-    this.hadHead = (res as { _header?: unknown })._header != null;
+    // An adapter (serverless-http) begins with an empty one.
+    this.hadHead = Boolean(res._header);
     if (res._headerSent) this.phase = 'streaming';
     this.overrides = new Overrides<ServerResponse>(res);
     this.original = {
@@ -121,7 +122,7 @@ export class ResponseGate {
     if (this.phase === 'discarded') return;
     const flush = (): void => this.original.flushHeaders.call(this.res);
     // As Node does: middleware inside the gate hears of the head now, and may decide by it.
-    if (this.phase === 'open' && this.res._header === null) this.res._implicitHeader();
+    if (this.phase === 'open' && !this.res._header) this.res._implicitHeader();
     if (this.phase === 'held') this.queue.push(flush);
     else if (this.phase !== 'open') flush();
     else if (!this.letsBytesFlow) this.hold(flush);

@@ -132,6 +132,8 @@ export function spareConnection(req: IncomingMessage, res: ServerResponse): void
   });
 }
 
+const CUT = 'The response was cut off: its transaction could not be committed.';
+
 /** Ends a connection so that no client can take the end for the response's: HTTP/1.0 takes a FIN for completion. */
 export function cutConnection(res: ServerResponse): void {
   const socket = res.socket as (Socket & { encrypted?: boolean; _parent?: Socket }) | null;
@@ -144,5 +146,7 @@ export function cutConnection(res: ServerResponse): void {
     // A pipelined response has its turn when those before it have arrived.
     if (!socket) res.once('socket', () => cutConnection(res));
     res.destroy();
+    // In an adapter (serverless-http) nothing else tells: its caller would wait for ever.
+    if (socket && typeof socket.once !== 'function' && res.listenerCount('error') > 0) res.emit('error', new Error(CUT));
   }
 }

@@ -1,6 +1,7 @@
-import type { ErrorRequestHandler, NextFunction, Request, Response } from 'express';
+import type { NextFunction } from 'express';
 import { sessionsOf } from './attached-sessions';
 import { runErrorHandlers } from './error-response';
+import type { AnyRequest, AnyResponse, RouteErrorMiddleware } from './express';
 
 /**
  * Rolls the request's sessions back before an error goes on to the error handlers mounted after it, so that whatever status
@@ -17,7 +18,7 @@ import { runErrorHandlers } from './error-response';
  * app.use(sessionErrorHandler());
  * app.use(myErrorHandler);
  */
-export function sessionErrorHandler(...none: never[]): ErrorRequestHandler;
+export function sessionErrorHandler(...none: never[]): RouteErrorMiddleware;
 // Four parameters, so that Express passes the error if the function itself was mounted: it must not be skipped in silence.
 export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: unknown, _next?: unknown) {
   if (mistaken !== undefined) {
@@ -26,7 +27,7 @@ export function sessionErrorHandler(mistaken?: unknown, _req?: unknown, _res?: u
       { cause: mistaken },
     );
   }
-  return function sessionErrorHandlerHandler(error: unknown, req: Request, res: Response, next: NextFunction): void {
+  return function sessionErrorHandlerHandler(error: unknown, req: AnyRequest, res: AnyResponse, next: NextFunction): void {
     // All at once: while one is rolled back, the old handler may still send a success, and another would commit.
     const failing = sessionsOf(req, res).flatMap((session) => session.fail(error) ?? []);
     if (failing.length === 0) next(error);

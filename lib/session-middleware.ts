@@ -1,11 +1,12 @@
 import type { IncomingMessage } from 'node:http';
-import type { NextFunction, Request, RequestHandler, Response } from 'express';
+import type { NextFunction, Request } from 'express';
 import type { Knex } from 'knex';
 import { assertKnex } from './assert-knex';
 import { attach, registerProperty, unopenedAt } from './attached-sessions';
 import { bindToContext, runInContext, useContext } from './context';
 import { isDevelopment } from './diagnostics';
 import { SessionError } from './errors';
+import type { AnyRequest, AnyResponse, RouteMiddleware } from './express';
 import { isSession, ownerOf } from './knex-face';
 import type { Mount } from './mounted-session';
 import { shareShapes } from './object-shape';
@@ -25,7 +26,7 @@ import type { TransactionOwner } from './transaction-owner';
  * const sessions: SessionMiddleware = sessionMiddleware(knex);
  * app.use(sessions);
  */
-export interface SessionMiddleware extends RequestHandler {
+export interface SessionMiddleware extends RouteMiddleware {
   /**
    * Ends the sessions, for the shutdown of the application. Stop accepting connections first (`server.close()`).
    *
@@ -106,7 +107,12 @@ export function sessionMiddleware(knex: Knex | ((req: Request) => Knex), options
     stats: () => openSessions.stats(),
   });
 
-  function sessionMiddlewareHandler(req: Request, res: Response, next: NextFunction): void {
+  function sessionMiddlewareHandler(req: AnyRequest, res: AnyResponse, next: NextFunction): void {
+    // Its responses cannot be taken back as those of HTTP/1 can: Node's own class for them keeps the status and the head to itself.
+    if (req.httpVersionMajor > 1) {
+      next(new TypeError(HTTP_1_ONLY));
+      return;
+    }
     const holder = req as unknown as Record<string, unknown>;
     // Not by asking for it: that would choose its Knex.
     const unopened = unopenedAt(req, property);
@@ -154,6 +160,10 @@ export function getSession(req: IncomingMessage, property = 'session'): Session 
       'Mount app.use(sessionMiddleware(knex)) before this route, and ask for the property that it was given.',
   );
 }
+
+const HTTP_1_ONLY =
+  'A request came by HTTP/2, which Express does not support, nor does sessionMiddleware. ' +
+  'Let a proxy (nginx, a load balancer) speak HTTP/2 to the clients and HTTP/1.1 to this app, or use withSession(knex, work) in such a route.';
 
 /** A function that chooses, and neither a Knex instance nor the function that makes them. */
 function chooserIn(knex: unknown): ((req: Request) => Knex) | undefined {

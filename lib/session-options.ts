@@ -1,6 +1,7 @@
-import type { NextFunction, Request, RequestHandler, Response } from 'express';
+import type { NextFunction } from 'express';
 import { sessionsOf } from './attached-sessions';
 import { SessionError } from './errors';
+import type { AnyRequest, AnyResponse, RouteMiddleware } from './express';
 import type { SessionOptions } from './options';
 import type { RequestSession } from './request-session';
 import { checkOptions } from './resolve-options';
@@ -18,12 +19,12 @@ import { checkOptions } from './resolve-options';
  *   res.json(await report(req.session));
  * });
  */
-export function sessionOptions(options: SessionOptions): RequestHandler {
+export function sessionOptions(options: SessionOptions): RouteMiddleware {
   if (options === undefined || typeof options === 'function') {
     throw new TypeError('Expected options such as { readOnly: true }. It should be app.get(path, sessionOptions({ ... }), handler).');
   }
   const { property, ...changes } = checkOptions(options, { of: 'sessionOptions()' });
-  return function sessionOptionsHandler(req: Request, res: Response, next: NextFunction): void {
+  return function sessionOptionsHandler(req: AnyRequest, res: AnyResponse, next: NextFunction): void {
     try {
       meant(sessionsOf(req, res), property).changeOptions(changes);
     } catch (error) {
