@@ -60,7 +60,7 @@ export const mutants: Mutant[] = [
     edits: [
       {
         file: 'connection-hold.ts',
-        text: "this.bounded('COMMIT was not answered', this.connection.commit(abortedBy))",
+        text: "this.bounded('COMMIT was not answered', this.connection.commit(abortedBy), (error) => new CommitUnknownError(error))",
         replacement: 'this.connection.commit(abortedBy)',
       },
     ],
