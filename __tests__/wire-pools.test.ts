@@ -199,3 +199,25 @@ describe('when the driver limits the time of a query', () => {
     expect(sent(bench.proxy)).toBe(GROUP);
   });
 });
+
+describe("when a client of pg's own pool is lost that no session holds", () => {
+  let pool: pg.Pool;
+  const bench = useBench((url) => {
+    pool = new pg.Pool({ connectionString: url, max: 1 });
+    pool.on('error', () => {});
+    return pool;
+  });
+
+  it('is as without sessions: an uncaught exception for who has checked it out without a listener (hazard 7)', async () => {
+    await storesOneItem(bench);
+    const client = await pool.connect();
+    expect(client.listenerCount('error')).toBe(1);
+    expect(() => client.emit('error', new Error('lost'))).toThrow('lost');
+
+    const heard: Error[] = [];
+    client.once('error', (error) => heard.push(error));
+    client.emit('error', new Error('lost'));
+    expect(heard).toMatchObject([{ message: 'lost' }]);
+    client.release(true);
+  });
+});

@@ -1,6 +1,7 @@
 import type { Transform } from 'node:stream';
 import type { Beginning, Command } from './beginning';
 import { cancelUntilReady } from './cancel-request';
+import { type LossWatch, watchLoss } from './connection-loss';
 import { CommitUnknownError, SessionError, SessionUnavailableError, TransactionAbortedError } from './errors';
 import { destroyStream } from './open-streams';
 import {
@@ -74,6 +75,7 @@ export class PooledConnection implements Connection {
   lostBecause: unknown;
   /** Settles when BEGIN was answered. */
   private beginningWith: Promise<unknown> | undefined;
+  private readonly watch: LossWatch;
   private cancelling: Promise<void> | undefined;
   private readonly whenLost = new Set<() => void>();
 
@@ -88,9 +90,8 @@ export class PooledConnection implements Connection {
     // Nothing to begin: statements that commit by themselves.
     this.hasBegun = beginning.commands.length === 0;
     observeStatus(pg);
-    // pg.Pool has no listener on a client that is checked out: a killed backend would be an uncaught exception.
-    pg.on('error', this.onLost);
-    pg.on('end', this.onLost);
+    this.watch = watchLoss(pg);
+    this.watch.onLost = this.onLost;
   }
 
   get knexUid(): string | undefined {
@@ -211,8 +212,7 @@ export class PooledConnection implements Connection {
   }
 
   release(reason?: unknown): void {
-    this.pg.removeListener('error', this.onLost);
-    this.pg.removeListener('end', this.onLost);
+    this.watch.onLost = undefined;
     this.pg.__knexTxId = undefined;
     const unclean = this.isClean ? undefined : new Error('The connection is not clean.');
     this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean);

@@ -26,6 +26,7 @@ export interface PgConnection {
   getTransactionStatus?(): string | null;
   end(): Promise<void>;
   on(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;
+  listenerCount(event: 'error'): number;
   removeListener(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;
 }
 
