@@ -1,4 +1,6 @@
+import { randomBytes } from 'node:crypto';
 import express from 'express';
+import { sessionMiddleware } from 'express-knex-session';
 import { Logger, run, runMigrations } from 'graphile-worker';
 import type { Knex } from 'knex';
 import { Model } from 'objection';
@@ -20,12 +22,11 @@ const bench = ExampleBench.use(`
 const stored = (table: string, ...columns: string[]) => bench.database.admin(table).select(columns).orderBy('id');
 const transfer = { from: 'a', to: 'b', amount: 5 };
 
-describe('the recipe of jobs with graphile-worker', () => {
-  const quiet = new Logger(() => () => {});
+const quiet = new Logger(() => () => {});
 
+describe('the recipe of jobs with graphile-worker', () => {
   it('has a job for each user that is stored, done once it is committed, and none for one that is not', async () => {
     await runMigrations({ connectionString: bench.database.adminUrl, logger: quiet });
-    await bench.database.admin.raw('GRANT USAGE ON SCHEMA graphile_worker TO PUBLIC');
     const jobs = async (): Promise<number> => (await bench.database.admin.raw('SELECT FROM graphile_worker.jobs')).rowCount;
     const app = bench.app();
     const url = await bench.serve(exampleIn('recipes/jobs', 'add_job'), { app });
@@ -51,6 +52,30 @@ describe('the recipe of jobs with graphile-worker', () => {
     await eventually(async () => expect(await jobs()).toBe(0));
     await runner.stop();
     expect(await stored('users', 'email', 'welcomed')).toEqual([{ email: 'ann@example.com', welcomed: true }]);
+  });
+});
+
+describe('the recipe of jobs of an app that runs under another role', () => {
+  /** Roles belong to the server, which others use as well. */
+  const role = `app_${randomBytes(6).toString('hex')}`;
+
+  it("stores the job by the owner's function, and could not without", async () => {
+    const { admin } = bench.database;
+    await runMigrations({ connectionString: bench.database.adminUrl, logger: quiet });
+    await admin.raw('CREATE ROLE ??; GRANT SELECT, INSERT ON users TO ??; GRANT USAGE ON users_id_seq TO ??', [role, role, role]);
+    await admin.raw(exampleIn('recipes/jobs', 'SECURITY DEFINER', 'sql'));
+    const code = exampleIn('recipes/jobs', 'add_job');
+    const statusOf = async (code: string) => {
+      const app = express().use(express.json(), sessionMiddleware(bench.knex, { role }));
+      const answer = await post(`${await bench.serve(code, { app })}/signups`, { email: 'ann@example.com' });
+      await bench.close();
+      return [answer.status, answer.status === 500 ? answer.body : ''];
+    };
+    expect(await statusOf(code)).toEqual([500, '42501']);
+    expect(await statusOf(code.replace('graphile_worker.add_job', 'add_job'))).toEqual([201, '']);
+    const { rows } = await admin.raw('SELECT task_identifier FROM graphile_worker.jobs');
+    expect(rows).toEqual([{ task_identifier: 'welcome' }]);
+    await admin.raw('DROP OWNED BY ??; DROP ROLE ??', [role, role]);
   });
 });
 
