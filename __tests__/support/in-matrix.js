@@ -4,7 +4,7 @@
  */
 
 const coreFiles = {
-  'what is installed': ['versions'],
+  'what is installed': ['versions', 'versions-types'],
   'the gate': [
     ...['complete-responses', 'connections', 'failure-handlers', 'failure-headers', 'failure-late-writes', 'finish'].map(
       (name) => `gate-${name}`,
