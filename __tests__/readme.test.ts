@@ -28,6 +28,7 @@ describe('the README', () => {
       'Errors by code',
       'Recipes',
       'Reliability',
+      'Versions',
       'Why a session per request',
       'Limits',
       'Documentation',
