@@ -94,6 +94,7 @@ describe('the doc comments', () => {
       kind === 'function' || kind === 'class' || kind === 'method' || (isOption({ name }) && !name.startsWith('WithSessionOptions.'));
     const wanting = documented.filter((one) => isUsed(one) && !isAsAnother(one) && examplesOf(one).length === 0);
     expect(wanting.map(({ name }) => name)).toEqual([]);
+    expect(documented.filter(({ doc }) => /@example\s*($|\n@)/.test(doc)).map(({ name }) => name)).toEqual([]);
   });
 
   it('leave no option of withSession() without the example of the middleware', () => {

@@ -120,6 +120,7 @@ describe('the recipe of an export page by page', () => {
       });
     });
     expect(statements.map((sql) => sql.split(' ')[0])).toEqual(['BEGIN', 'select', 'select', 'select', 'select', 'COMMIT;']);
+    expect(statements[0]).toBe('BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;');
   });
 
   it('cuts the response if a page fails', async () => {

@@ -246,6 +246,10 @@ describe.each([
     const url = await bench.serve(exampleIn(page, text), { sendMail: async (entry: object) => mails.push(entry) });
     expect(await post(`${url}/transfers`, transfer)).toMatchObject({ status: 201, body: expect.stringContaining('"id":2') });
     expect((await post(`${url}/transfers`, { ...transfer, amount: 2 ** 31 })).status).toBe(500);
+    // Refused at COMMIT: the same once more.
+    await bench.database.admin.raw('ALTER TABLE entries ADD CONSTRAINT once UNIQUE (account, amount) DEFERRABLE INITIALLY DEFERRED');
+    expect((await post(`${url}/transfers`, transfer)).status).toBe(500);
+    await bench.database.admin.raw('ALTER TABLE entries DROP CONSTRAINT once');
     expect(await stored('entries', 'account', 'amount')).toEqual([
       { account: 'a', amount: -5 },
       { account: 'b', amount: 5 },
