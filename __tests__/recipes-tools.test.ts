@@ -171,6 +171,25 @@ describe('the recipes of logging', () => {
   });
 });
 
+describe('the recipe of logging on the server', () => {
+  it('names the request while its transaction is open, and not after it', async () => {
+    const app = express();
+    app.use((req, _res, next) => {
+      Object.assign(req, { id: 'request 7' });
+      next();
+    });
+    const routes = `
+      app.get('/', async (req, res) => {
+        const { rows } = await req.session.raw('SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()');
+        res.json(rows);
+      });`;
+    const url = await bench.serve(exampleIn('recipes/logging', 'application_name') + routes, { app });
+    expect((await get(url)).body).toBe('[{"application_name":"request 7"}]');
+    const { rows } = await bench.database.admin.raw("SELECT FROM pg_stat_activity WHERE application_name = 'request 7'");
+    expect(rows).toEqual([]);
+  });
+});
+
 describe('the recipes of timeouts on the server', () => {
   it('end a transaction that is left open, and store nothing of it', async () => {
     const code = exampleIn('recipes/server-timeouts', 'idle_in').replace('60_000', '100');
