@@ -1,5 +1,5 @@
 import { type ErrorRequestHandler, type Express, type Request, type RequestHandler, static as serveStatic } from 'express';
-import { currentSession, sessionErrorHandler } from 'express-knex-session';
+import { currentSession, retryable, sessionErrorHandler } from 'express-knex-session';
 import { type AppOptions, deferred, type Handler, REFUSED, useGatedApps } from './support/gated-app';
 import { type Answer, get, RawClient, request } from './support/http';
 import { cors, middlewares, multer, rateLimit } from './support/middleware';
@@ -137,6 +137,20 @@ describe('when multer reads an upload', () => {
     const { url } = await apps.gated(store, { ...mount(upload), context: true, errorHandlers: [refused] });
     expect(await send(url, 'x'.repeat(2_000))).toMatchObject({ status: 500, body: 'LIMIT_FILE_SIZE' });
     expect(await apps.names()).toEqual([]);
+  });
+
+  it('lets a retryable handler run again, with the upload that has been read: in front of it', async () => {
+    let attempts = 0;
+    const handler = retryable(async (req, res) => {
+      attempts++;
+      const { file } = req as typeof req & { file: { buffer: Buffer } };
+      await req.session('entries').insert({ name: `${file.buffer} ${attempts}` });
+      if (attempts === 1) throw Object.assign(new Error('could not serialize access'), { code: '40001' });
+      res.status(201).end();
+    });
+    const { url } = await apps.gated(handler as Handler, after(upload));
+    expect(await send(url)).toMatchObject({ status: 201 });
+    expect(await apps.names()).toEqual(['content 2']);
   });
 
   // Hazard 41: why it should stand before the first statement.

@@ -1,10 +1,13 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { readGuide, stepsFor } from '../tools/fresh-project/steps';
 import { createDatabase, type TestDatabase } from './support/database';
+import { listen, post } from './support/http';
+import { eventually } from './support/pool';
 
 const root = join(__dirname, '..');
 const run = promisify(execFile);
@@ -108,7 +111,7 @@ describe('installed in an empty project', () => {
   });
 
   // `npm run fresh` does so with what npm installs, its own PostgreSQL, and with Vitest too.
-  it('lets the tests of the README pass, on the server of DATABASE_URL', async () => {
+  it('lets the tests of the README pass, on the server of DATABASE_URL, and its app serve a request', async () => {
     const project = await createProject('readme', ['express', 'knex', 'pg', 'jest', 'supertest']);
     const files = stepsFor(readGuide(root), 'Jest').flatMap((step) => ('file' in step ? [step] : []));
     for (const { file, text } of files) {
@@ -130,6 +133,20 @@ describe('installed in an empty project', () => {
     );
     expect(passed.length).toBeGreaterThan(3);
     expect(await own.admin('accounts')).toEqual([]);
+
+    await own.admin('accounts').insert([{ name: 'ann' }, { name: 'bob' }]);
+    const { port, close } = await listen(() => {});
+    await close();
+    const server = spawn(process.execPath, ['server.js'], { cwd: project, env: { ...env, PORT: String(port) }, stdio: 'inherit' });
+    const transfer = { from: 'ann', to: 'bob', amount: 5 };
+    const ended = once(server, 'exit');
+    try {
+      await eventually(async () => expect((await post(`http://localhost:${port}/transfers`, transfer)).status).toBe(201));
+    } finally {
+      server.kill();
+      await ended;
+    }
+    expect(await own.admin('entries').pluck('amount')).toEqual([-5, 5]);
     await own.drop();
   });
 });

@@ -7,23 +7,64 @@ import express from 'express';
 import * as expressKnexSession from 'express-knex-session';
 import { answerStatus, ExampleBench, runExample } from './support/example-bench';
 import { deferred } from './support/gated-app';
-import { get, post, RawClient } from './support/http';
+import { get, post, RawClient, request } from './support/http';
 import { exampleIn } from './support/pages';
 import { failOnWarnings } from './support/warnings';
 
-/* Runs the examples of docs/recipes that are about how a request, or the app, ends. */
+/* Runs the examples of docs/recipes that are about how a request, or the app, ends, and those of docs/errors.md. */
 failOnWarnings();
 
 const bench = ExampleBench.use(`
   CREATE TABLE entries (id serial, account text, amount int NOT NULL);
   CREATE TABLE users (id serial, name text, password_hash text);
   CREATE TABLE failed_logins (name text);
+  CREATE TABLE tags (name text UNIQUE);
+  CREATE TABLE uses (name text);
+  CREATE TABLE transfers (id text PRIMARY KEY, amount int);
   CREATE TABLE vouchers (code text, used boolean);
   CREATE TABLE failed_vouchers (code text)`);
 
 const hash = (text: string) => `#${text}`;
 
 const entries = () => bench.database.admin('entries').select('account', 'amount').orderBy('id');
+
+describe('the example of an error that is expected', () => {
+  const use = async (code: string) => {
+    const url = await bench.serve(code);
+    const answers = [];
+    for (let i = 0; i < 2; i++) answers.push(await request(`${url}/tags/new`, { method: 'PUT' }));
+    return { answers: answers.map(({ status, body }) => [status, body]), uses: await bench.database.admin('uses').pluck('name') };
+  };
+
+  it('lets the request go on', async () => {
+    const went = await use(exampleIn('errors', 'savepoint'));
+    expect(went).toEqual({ answers: Array(2).fill([204, '']), uses: ['new', 'new'] });
+  });
+
+  it('would fail without the savepoint, as it says', async () => {
+    const went = await use(
+      exampleIn('errors', 'savepoint')
+        .replace('req.session.transaction((savepoint) => savepoint', '((savepoint) => savepoint')
+        .replace('insert(tag))', 'insert(tag))(req.session)'),
+    );
+    expect(went).toEqual({
+      answers: [
+        [204, ''],
+        [500, '25P02'],
+      ],
+      uses: ['new'],
+    });
+  });
+});
+
+describe('the example of a request that can be repeated', () => {
+  it('stores it once', async () => {
+    const url = await bench.serve(exampleIn('errors', 'onConflict'));
+    const put = () => request(`${url}/transfers/a1`, { method: 'PUT', body: { amount: 5 } });
+    expect([(await put()).status, (await put()).status]).toEqual([201, 200]);
+    expect(await bench.database.admin('transfers')).toEqual([{ id: 'a1', amount: 5 }]);
+  });
+});
 
 // Hazard 43.
 describe('the recipe of a 4xx that must persist', () => {
@@ -79,6 +120,7 @@ describe('the recipe of an export page by page', () => {
       });
     });
     expect(statements.map((sql) => sql.split(' ')[0])).toEqual(['BEGIN', 'select', 'select', 'select', 'select', 'COMMIT;']);
+    expect(statements[0]).toBe('BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;');
   });
 
   it('cuts the response if a page fails', async () => {

@@ -1,4 +1,6 @@
+import { randomBytes } from 'node:crypto';
 import express from 'express';
+import { sessionMiddleware } from 'express-knex-session';
 import { Logger, run, runMigrations } from 'graphile-worker';
 import type { Knex } from 'knex';
 import { Model } from 'objection';
@@ -20,12 +22,11 @@ const bench = ExampleBench.use(`
 const stored = (table: string, ...columns: string[]) => bench.database.admin(table).select(columns).orderBy('id');
 const transfer = { from: 'a', to: 'b', amount: 5 };
 
-describe('the recipe of jobs with graphile-worker', () => {
-  const quiet = new Logger(() => () => {});
+const quiet = new Logger(() => () => {});
 
+describe('the recipe of jobs with graphile-worker', () => {
   it('has a job for each user that is stored, done once it is committed, and none for one that is not', async () => {
     await runMigrations({ connectionString: bench.database.adminUrl, logger: quiet });
-    await bench.database.admin.raw('GRANT USAGE ON SCHEMA graphile_worker TO PUBLIC');
     const jobs = async (): Promise<number> => (await bench.database.admin.raw('SELECT FROM graphile_worker.jobs')).rowCount;
     const app = bench.app();
     const url = await bench.serve(exampleIn('recipes/jobs', 'add_job'), { app });
@@ -51,6 +52,30 @@ describe('the recipe of jobs with graphile-worker', () => {
     await eventually(async () => expect(await jobs()).toBe(0));
     await runner.stop();
     expect(await stored('users', 'email', 'welcomed')).toEqual([{ email: 'ann@example.com', welcomed: true }]);
+  });
+});
+
+describe('the recipe of jobs of an app that runs under another role', () => {
+  /** Roles belong to the server, which others use as well. */
+  const role = `app_${randomBytes(6).toString('hex')}`;
+
+  it("stores the job by the owner's function, and could not without", async () => {
+    const { admin } = bench.database;
+    await runMigrations({ connectionString: bench.database.adminUrl, logger: quiet });
+    await admin.raw('CREATE ROLE ??; GRANT SELECT, INSERT ON users TO ??; GRANT USAGE ON users_id_seq TO ??', [role, role, role]);
+    await admin.raw(exampleIn('recipes/jobs', 'SECURITY DEFINER', 'sql'));
+    const code = exampleIn('recipes/jobs', 'add_job');
+    const statusOf = async (code: string) => {
+      const app = express().use(express.json(), sessionMiddleware(bench.knex, { role }));
+      const answer = await post(`${await bench.serve(code, { app })}/signups`, { email: 'ann@example.com' });
+      await bench.close();
+      return [answer.status, answer.status === 500 ? answer.body : ''];
+    };
+    expect(await statusOf(code)).toEqual([500, '42501']);
+    expect(await statusOf(code.replace('graphile_worker.add_job', 'add_job'))).toEqual([201, '']);
+    const { rows } = await admin.raw('SELECT task_identifier FROM graphile_worker.jobs');
+    expect(rows).toEqual([{ task_identifier: 'welcome' }]);
+    await admin.raw('DROP OWNED BY ??; DROP ROLE ??', [role, role]);
   });
 });
 
@@ -146,6 +171,25 @@ describe('the recipes of logging', () => {
   });
 });
 
+describe('the recipe of logging on the server', () => {
+  it('names the request while its transaction is open, and not after it', async () => {
+    const app = express();
+    app.use((req, _res, next) => {
+      Object.assign(req, { id: 'request 7' });
+      next();
+    });
+    const routes = `
+      app.get('/', async (req, res) => {
+        const { rows } = await req.session.raw('SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()');
+        res.json(rows);
+      });`;
+    const url = await bench.serve(exampleIn('recipes/logging', 'application_name') + routes, { app });
+    expect((await get(url)).body).toBe('[{"application_name":"request 7"}]');
+    const { rows } = await bench.database.admin.raw("SELECT FROM pg_stat_activity WHERE application_name = 'request 7'");
+    expect(rows).toEqual([]);
+  });
+});
+
 describe('the recipes of timeouts on the server', () => {
   it('end a transaction that is left open, and store nothing of it', async () => {
     const code = exampleIn('recipes/server-timeouts', 'idle_in').replace('60_000', '100');
@@ -221,6 +265,10 @@ describe.each([
     const url = await bench.serve(exampleIn(page, text), { sendMail: async (entry: object) => mails.push(entry) });
     expect(await post(`${url}/transfers`, transfer)).toMatchObject({ status: 201, body: expect.stringContaining('"id":2') });
     expect((await post(`${url}/transfers`, { ...transfer, amount: 2 ** 31 })).status).toBe(500);
+    // Refused at COMMIT: the same once more.
+    await bench.database.admin.raw('ALTER TABLE entries ADD CONSTRAINT once UNIQUE (account, amount) DEFERRABLE INITIALLY DEFERRED');
+    expect((await post(`${url}/transfers`, transfer)).status).toBe(500);
+    await bench.database.admin.raw('ALTER TABLE entries DROP CONSTRAINT once');
     expect(await stored('entries', 'account', 'amount')).toEqual([
       { account: 'a', amount: -5 },
       { account: 'b', amount: 5 },

@@ -25,7 +25,7 @@ async function serve(handler: (req: express.Request, res: express.Response) => u
     await handler(req, res);
     if (!res.headersSent) res.end();
   };
-  const server = await listen(app.get('/{*path}', route).use(sessionErrorHandler(), answerError));
+  const server = await listen(app.get(/.*/, route).use(sessionErrorHandler(), answerError));
   const answer = await get(server.url);
   await server.close();
   return answer;

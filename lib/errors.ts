@@ -1,6 +1,6 @@
 /**
  * Every error code of the package with the HTTP status that its error carries.
- * This table is the one place that lists them; the README's table is checked against it.
+ * This table is the one place that lists them; docs/errors.md is checked against it.
  */
 export const errorStatuses = {
   ERR_TRANSACTION_ABORTED: 500,

@@ -1,4 +1,5 @@
 import * as expressKnexSession from 'express-knex-session';
+import { plainTypes } from './doc-comments';
 
 const constants = (names: string[], type: string) => names.map((name) => `const ${name}: ${type};`).join('\n');
 
@@ -22,7 +23,7 @@ export const ambient = `
     const delay: typeof import('node:timers/promises').setTimeout;
 
     type ErrorRequestHandler = Handler;
-    type SessionMiddleware = ours.SessionMiddleware;
+    ${plainTypes.map((name) => `type ${name} = ours.${name};`).join('\n')}
 
     const req: Request;
     const res: Response;

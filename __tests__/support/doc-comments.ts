@@ -18,9 +18,12 @@ const sources = readdirSync(lib)
   .map((file) => readFileSync(join(lib, file), 'utf8'));
 
 /** What `express-knex-session` and `express-knex-session/testing` export, and the members of its interfaces. */
-export const documented: readonly Documented[] = ['index.ts', 'testing.ts'].flatMap((entry) =>
-  namesExportedBy(readFileSync(join(lib, entry), 'utf8')).flatMap(withMembers),
-);
+export const documented: readonly Documented[] = ['index.ts', 'testing.ts'].flatMap(documentedIn);
+
+/** The types that `express-knex-session` exports and that take no parameters. */
+export const plainTypes: readonly string[] = documentedIn('index.ts')
+  .filter(({ name, kind, source }) => (kind === 'interface' || kind === 'type') && !source.includes(`${kind} ${name}<`))
+  .map(({ name }) => name);
 
 /** The examples of a doc comment, as files of their own. */
 export function examplesOf({ doc }: Documented): string[] {
@@ -28,6 +31,10 @@ export function examplesOf({ doc }: Documented): string[] {
     const isModule = /^(import|export|declare) /m.test(code);
     return isModule ? `${code}\nexport {};\n` : `export async function example() {\n${code}\n}\n`;
   });
+}
+
+function documentedIn(entry: string): Documented[] {
+  return namesExportedBy(readFileSync(join(lib, entry), 'utf8')).flatMap(withMembers);
 }
 
 function namesExportedBy(entry: string): string[] {

@@ -79,9 +79,14 @@ export class ExampleBench {
     return statements;
   }
 
-  private async clear(): Promise<void> {
+  /** Of itself after each test. */
+  async close(): Promise<void> {
     await this.server?.close();
     this.server = undefined;
+  }
+
+  private async clear(): Promise<void> {
+    await this.close();
     // A read-only transaction is given back after the response.
     await eventually(() => expect(poolUsage(this.knex).used).toBe(0));
     const tables = await this.database.admin('pg_tables').where({ schemaname: 'public' }).pluck('tablename');

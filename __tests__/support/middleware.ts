@@ -16,7 +16,7 @@ const multer = load('multer') as (options?: object) => { any(): RequestHandler; 
 
 export { cookieSession, cors, multer, rateLimit };
 
-/** What a logger has written, one entry for each request. */
+/** Told of each line of a logger: the status in it. */
 export type Log = (status: number | undefined) => void;
 
 /** morgan, noting the status that it logs; undefined where it logs none. */

@@ -90,11 +90,14 @@ export async function inSavepoints(session: Session): Promise<string> {
   });
   type _done = Expect<Equal<typeof done, string>>;
   const byHand = await session.transaction();
-  await byHand.set({ 'app.user': 1 });
+  type _byHand = Expect<Equal<typeof byHand, Session>>;
   await byHand.commit();
   const strict = await session.transaction(null, { readOnly: true });
+  type _strict = Expect<Equal<typeof strict, Session>>;
   // @ts-expect-error: no such level
   await session.transaction({ isolationLevel: 'chaos' });
-  await strict.rollback();
+  const configured = await session.transaction({ readOnly: true });
+  type _configured = Expect<Equal<typeof configured, Session>>;
+  await Promise.all([configured.commit(), strict.rollback()]);
   return session.savepoint(async (savepoint) => savepoint.outcome);
 }

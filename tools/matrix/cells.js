@@ -49,4 +49,14 @@ const range = (/** @type {string[]} */ lowest) => lowest.map((version) => `^${ve
 const peers = { express: range(floors.express), knex: range(floors.knex), pg: range(floors.pg) };
 const engines = { node: `>=${floors.node}` };
 
-module.exports = { floors, cells, quickCells, peers, engines };
+/** What is tried of one of them, as the README says it. @param {'express' | 'knex' | 'pg' | 'node' | 'postgres'} name */
+function triedOf(name) {
+  const asked = cells.map((cell) => (name === 'node' || name === 'postgres' ? cell[name] : cell.packages?.[name]) ?? '');
+  const said = asked.filter(Boolean).map((range) => range.replace(/^\^(\d+).*/, 'newest $1').replace(/\.\d+-.*$/, ''));
+  return [...new Set(said)].sort((one, other) => majorFirst(one).localeCompare(majorFirst(other), 'en', { numeric: true }));
+}
+
+/** `newest 4` comes after `4.18.0` and before `5.0.0`. @param {string} said */
+const majorFirst = (said) => said.replace(/^newest (.*)/, '$1.999');
+
+module.exports = { floors, cells, quickCells, peers, engines, triedOf };

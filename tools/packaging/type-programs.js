@@ -14,7 +14,8 @@ const BY_ITSELF = 'Compiled by itself';
  */
 exports.typePrograms = () => {
   const files = Object.fromEntries(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name), 'utf8')]));
-  const programs = /** @type {Record<string, Files>} */ ({ app: {} });
+  const testing = readFileSync(join(folder, '../packaging/testing.ts'), 'utf8');
+  const programs = /** @type {Record<string, Files>} */ ({ app: { 'testing.ts': testing } });
   for (const [name, text] of Object.entries(files)) {
     if (text.includes(BY_ITSELF)) programs[name.replace('.ts', '')] = { 'equal.ts': files['equal.ts'] ?? '', [name]: text };
     else if (programs['app']) programs['app'][name] = text;
