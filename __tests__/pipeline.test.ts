@@ -12,11 +12,17 @@ describe("when statements are issued together on connections in pg's pipeline mo
   const bench = useBench((url) => ({ connection: { connectionString: url, ...(PIPELINED as object) } as never }));
 
   it('takes two round trips: BEGIN with all of them, and COMMIT', async () => {
+    // Not by luck: the server has all of them before its first answer.
+    const syncsBeforeAnswer: number[] = [];
+    bench.proxy.onBackend(({ type }) => {
+      if (type === 'Z') syncsBeforeAnswer.push(bench.proxy.frontend.filter((message) => message.type === 'S').length);
+    });
     await bench.answer(async (req, res) => {
       await Promise.all(names.map((name) => req.session('items').insert({ name })));
       res.end();
     });
     expect(bench.proxy.roundTrips()).toBe(2);
+    expect(syncsBeforeAnswer[0]).toBe(10);
     expect(await bench.stored()).toEqual(names);
   });
 

@@ -7,6 +7,7 @@ import { destroyStream } from './open-streams';
 import {
   COMPLETION_UNKNOWN,
   endAtOnce,
+  holdTogether,
   isComplete,
   isGivenUp,
   isGroupable,
@@ -110,6 +111,7 @@ export class PooledConnection implements Connection {
 
   query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
     this.takesMore = this.pg.pipeline === true && isGroupable(statement);
+    if (this.takesMore) holdTogether(this.pg);
     if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);
     if (this.beginningWith) return this.follow(client, statement, txid);
     const first = this.queryFirst(client, statement, txid);
@@ -172,7 +174,7 @@ export class PooledConnection implements Connection {
       for (const command of this.beginning.commands) this.announce(command);
       await this.begin();
     }
-    const done = this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options);
+    const done = this.pool.client.stream.call(client, this.taggedWith(txid), statement, stream, options).catch(unlessNothing);
     // The server may have sent all rows long before they are read: the next statement can run, as in a plain transaction.
     // If the transaction has failed, the stream's error is still to come.
     const ready = whenReady(this.pg).then(() => (transactionStatus(this.pg) === 'E' ? done : undefined));
@@ -289,6 +291,11 @@ export class PooledConnection implements Connection {
 }
 
 function noop(): void {}
+
+/** Knex 3.1 takes the end of pg's answer to a stream for a failure, without an error; its rows are still to be read. */
+export function unlessNothing(error: unknown): void {
+  if (error !== undefined && error !== null) throw error;
+}
 
 function isRefusal(error: unknown): boolean {
   return isServerError(error) && error.code !== QUERY_CANCELED;

@@ -191,8 +191,9 @@ function clientProperties(knex: Knex): PropertyDescriptorMap {
     acquireConnection(this: SessionClient): Promise<Lease> {
       return this.scope.lease();
     },
-    releaseConnection(this: SessionClient, lease: Lease): Promise<void> {
-      transactionOf(this, lease).returnLease(lease);
+    releaseConnection(this: SessionClient, lease: Lease | undefined): Promise<void> {
+      // Before 3.3, Knex also gives back what its stream has never got.
+      if (lease !== undefined) transactionOf(this, lease).returnLease(lease);
       return Promise.resolve();
     },
     query(this: SessionClient, lease: Lease, statement: Statement | string): Promise<unknown> {

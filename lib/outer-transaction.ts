@@ -2,7 +2,7 @@ import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
 import { type Beginning, settingsCommand } from './beginning';
 import { cancelUntilReady } from './cancel-request';
-import type { Connection, KnexClient } from './connection';
+import { type Connection, type KnexClient, unlessNothing } from './connection';
 import { SessionClosedError, SessionError, TransactionAbortedError } from './errors';
 import { isReady, type PgConnection, type Statement } from './postgres';
 import { isLease, type Lease } from './statement-queue';
@@ -88,7 +88,7 @@ export class OuterTransaction implements Connection {
   }
 
   stream(client: KnexClient, statement: Statement, _txid: string, stream: Transform, options: unknown): Promise<unknown> {
-    return this.run(client, (connection) => this.savepoint.client.stream(connection, statement, stream, options));
+    return this.run(client, (connection) => this.savepoint.client.stream(connection, statement, stream, options).catch(unlessNothing));
   }
 
   /** Takes the outer connection for one statement only: if the outer transaction is a session, others wait for their turn. */

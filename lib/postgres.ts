@@ -33,7 +33,14 @@ export interface PgConnection {
 export type QueryCallback = (error: unknown, result?: { command: string }) => void;
 
 export interface Wire {
-  readonly stream: { readonly remoteAddress?: string; readonly writable: boolean; write(bytes: Uint8Array): unknown; destroy(): void };
+  readonly stream: {
+    readonly remoteAddress?: string;
+    readonly writable: boolean;
+    write(bytes: Uint8Array): unknown;
+    cork(): void;
+    uncork(): void;
+    destroy(): void;
+  };
   on(event: 'readyForQuery', listener: (message: { status: string }) => void): unknown;
   on(event: 'portalSuspended' | 'dataRow', listener: () => void): unknown;
   removeListener(event: 'portalSuspended' | 'dataRow', listener: () => void): unknown;
@@ -104,6 +111,21 @@ export function precededBy(connection: PgConnection, preamble: Preamble): Pick<P
     },
   };
 }
+
+/** What is sent up to the end of this turn goes in one piece. */
+export function holdTogether({ connection }: PgConnection): void {
+  const stream = connection?.stream;
+  if (stream === undefined || corked.has(stream)) return;
+  corked.add(stream);
+  stream.cork();
+  // After all microtasks: the statements that were issued together follow one another in those.
+  process.nextTick(() => {
+    corked.delete(stream);
+    stream.uncork();
+  });
+}
+
+const corked = new WeakSet<object>();
 
 /** Whether a statement can share its Sync with the commands before it; see {@link precededBy}. */
 export function isGroupable({ sql, bindings, options }: Statement): boolean {
