@@ -110,6 +110,11 @@ export class PooledConnection implements Connection {
   }
 
   query(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
+    if (this.cancelling) {
+      // It would be hit, where those in front are not waited for.
+      this.takesMore = false;
+      return this.cancelling.then(() => this.query(client, statement, txid));
+    }
     this.takesMore = this.pg.pipeline === true && isGroupable(statement);
     if (this.takesMore) holdTogether(this.pg);
     if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);

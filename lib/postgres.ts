@@ -166,7 +166,8 @@ function makeGroupedQuery(Query: PgQueryClass) {
     // Here and not in `submit`: pg has checked the statement by now, so the Sync at its end is certain to follow.
     override prepare(wire: Wire): void {
       if (this.preamble.isBehind) wire.describe({ type: 'P', name: BEGIN_PORTAL });
-      else wire.stream.write(preambleBytes(wire, this.preamble.commands, this.isPipelined ? BEGIN_PORTAL : ''));
+      // As pg does: one that has ended is told by its 'close'.
+      else if (wire.stream.writable) wire.stream.write(preambleBytes(wire, this.preamble.commands, this.isPipelined ? BEGIN_PORTAL : ''));
       // The simple protocol's results are text, whatever the connection asks for otherwise.
       if (!super.requiresPreparation()) this.binary = false;
       super.prepare(wire);
@@ -191,7 +192,7 @@ function makeGroupedQuery(Query: PgQueryClass) {
 
 /** A connection whose messages are kept. */
 function collecting(wire: Wire, written: Uint8Array[]): Wire {
-  const stream = { writable: wire.stream.writable, write: (bytes: Uint8Array) => written.push(bytes) };
+  const stream = { writable: true, write: (bytes: Uint8Array) => written.push(bytes) };
   return Object.create(wire, { stream: { value: stream } });
 }
 

@@ -174,9 +174,9 @@ export function fixedFor(options: ResolvedOptions, req: Request | undefined): Fi
   };
 }
 
-/** Whether {@link fixedFor} asks functions. */
+/** Whether {@link fixedFor} asks functions, or reads an object that may change. */
 export function dependsOnRequest(options: ResolvedOptions): boolean {
-  return FIXED.some((name) => typeof options[name] === 'function');
+  return options.settings !== undefined || FIXED.some((name) => typeof options[name] === 'function');
 }
 
 const FIXED = [
@@ -186,7 +186,6 @@ const FIXED = [
   'isolationLevel',
   'readOnly',
   'deferrable',
-  'settings',
   'role',
 ] as const satisfies (keyof SessionOptions)[];
 

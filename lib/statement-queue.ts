@@ -53,6 +53,7 @@ export class Lease {
  */
 export class StatementQueue {
   private isTaken = false;
+  private isAbandoned = false;
   /** Statements that are under way, and have let others go. */
   private sharing = 0;
   private waiting: (() => void)[] | undefined;
@@ -67,9 +68,14 @@ export class StatementQueue {
     return this.sharing > 0;
   }
 
+  /** Whether others than this one are under way that share their turn. */
+  isSharedWithOthersThan({ isShared }: Lease): boolean {
+    return this.sharing > (isShared ? 1 : 0);
+  }
+
   /** Nothing to wait for if nobody is in front. */
   turn(): Promise<void> | undefined {
-    if (this.isTaken) {
+    if (this.isTaken && !this.isAbandoned) {
       return new Promise((resolve) => {
         this.waiting ??= [];
         this.waiting.push(resolve);
@@ -109,13 +115,14 @@ export class StatementQueue {
 
   /** Lets everybody go: the statement in front does not end. */
   abandon(): void {
+    this.isAbandoned = true;
     for (const next of this.waiting?.splice(0) ?? []) next();
     this.onDrained?.();
   }
 
   /** Resolves when everybody has had his turn; nothing to wait for if nobody has one. */
   drained(): Promise<void> | undefined {
-    if (!this.isBusy) return undefined;
+    if (!this.isBusy || this.isAbandoned) return undefined;
     this.whenDrained ??= new Promise((resolve) => {
       this.onDrained = resolve;
     });

@@ -103,6 +103,8 @@ export abstract class StatementRunner {
     if (lease.isReturned) return;
     lease.isReturned = true;
     this.hold?.dispose(lease.__knex__disposed);
+    // Behind it, others wait for an answer that nobody knows when to expect.
+    if (lease.__knex__disposed && lease.isShared) this.queue.abandon();
     // Knex returns a stream's lease when the stream closes, while the server is still busy with its cursor.
     if (!lease.isRunning || this.hold?.disposedBecause) this.pass(lease);
   }
@@ -154,7 +156,8 @@ export abstract class StatementRunner {
       }
       const result = await sent;
       // A transaction that has failed takes nothing but ROLLBACK TO: this one is healthy, whatever was before.
-      this.abortedBy = undefined;
+      // One that shares its turn may hear of it behind the failure of the next.
+      if (!lease.isShared) this.abortedBy = undefined;
       if (this.writes !== undefined && isWrite(statement)) this.writes++;
       if (this.openSavepoints?.areOpen && !isRead(statement)) this.noteWrite(lease.level);
       return result;
@@ -165,7 +168,7 @@ export abstract class StatementRunner {
       try {
         // An error comes before the server is ready again, and its status is stale until then.
         // With others under way, it is the last that looks.
-        const ready = this.hold?.disposedBecause || this.queue.isShared ? true : connection.whenReady();
+        const ready = this.hold?.disposedBecause || this.queue.isSharedWithOthersThan(lease) ? true : connection.whenReady();
         if (ready !== true) await ready;
         this.noteState(connection, failed);
       } finally {
