@@ -42,6 +42,7 @@ const coreFiles = {
 
 const STATUS = 'this pg does not tell whether a connection is in a transaction';
 const UNSENDABLE = 'once a parameter could not be sent, this pg never gets an answer on that connection';
+const NO_POOL = 'before Knex 3.3 there is no `connectionPool`';
 const REFUSED = 'in pipeline mode pg refuses streams';
 const NO_PIPELINE = 'this pg has no pipeline mode';
 
@@ -59,6 +60,9 @@ const excludedTests = [
   ],
   ['knex-transactions', 'for parentTransaction', before('knex', '3.1'), 'Knex 3.0 has no parentTransaction to compare with'],
   ['knex-events', 'which a Knex.Transaction loses', before('knex', '3.3'), 'before Knex 3.3 a Knex.Transaction does not lose it'],
+  ['deadlines-acquire', 'when the pool is a pg.Pool', before('knex', '3.3'), NO_POOL],
+  ['deadlines-settle', 'with a pg.Pool', before('knex', '3.3'), NO_POOL],
+  ['wire-pools', "when Knex works on pg's own pool", before('knex', '3.3'), NO_POOL],
   ['connection-pool', "does not commit another's transaction with its own", before('pg', '8.21'), STATUS],
   ['connection-pool', 'leaves no listener on it (200 requests)', before('pg', '8.21'), `${STATUS}: one listener stays, to hear it`],
   ['settings', 'when the first has a value that cannot be sent', before('pg', '8.22'), UNSENDABLE],

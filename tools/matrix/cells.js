@@ -25,7 +25,7 @@ const cells = [
     postgres: '14.23.0-beta.17',
     node: '20.0.0',
   },
-  { name: 'newest', packages: { express: '^5.0.0', knex: '^3.0.1', pg: '^8.11.0' }, node: '26' },
+  { name: 'newest', packages: { express: '^5.0.0', knex: '^3.0.1', pg: '^8.11.0' }, node: '24' },
   { name: 'express4.18', packages: { express: '4.18.0' } },
   { name: 'express4', packages: { express: '^4.18.0' } },
   { name: 'express5.0', packages: { express: '5.0.0' } },
