@@ -184,6 +184,35 @@ describe("when statements are issued together on connections in pg's pipeline mo
     expect(await bench.stored()).toEqual([]);
   });
 
+  it('sends nothing behind a statement that is being cancelled (hazard 13)', async () => {
+    for (let i = 0; i < 10; i++) {
+      const answer = await bench.answer(async (req, res) => {
+        const slow = req.session.transaction((nested) => nested('items').select(nested.raw('pg_sleep(5)')).timeout(20, { cancel: true }));
+        await req.session('items').insert({ name: `before ${i}` });
+        await slow.catch(() => {});
+        await Promise.all(names.map((name) => req.session('items').insert({ name: `${name} ${i}` })));
+        res.end();
+      });
+      expect([i, answer.status, bench.errors.map(({ message }) => message)]).toEqual([i, 200, []]);
+    }
+    expect(await bench.stored()).toHaveLength(110);
+  });
+
+  it('does not wait for those behind one that Knex has given up', async () => {
+    const began = performance.now();
+    const answer = await bench.answer(async (req, res) => {
+      await req.session('items').select();
+      await Promise.allSettled([
+        req.session.select(req.session.raw('pg_sleep(3)')).timeout(100),
+        ...names.map((name) => req.session('items').insert({ name })),
+      ]);
+      res.end();
+    });
+    expect(answer.status).toBe(500);
+    expect(performance.now() - began).toBeLessThan(2_500);
+    expect(await bench.stored()).toEqual([]);
+  });
+
   it('tells all of them if BEGIN fails, and runs none (hazard 4)', async () => {
     bench.proxy.onFrontend((message) => {
       if (isSql(message, 'BEGIN;')) spoil(message);

@@ -249,3 +249,21 @@ describe('when the server refuses a setting or the role', () => {
     expect(await stored()).toEqual([]);
   });
 });
+
+describe('when the settings of the middleware are an object that changes', () => {
+  const now = { tenant: '' };
+  const settings = {
+    get 'app.tenant'() {
+      return now.tenant;
+    },
+  };
+  const changing = useBench({}, { settings });
+
+  it('reads them for each request', async () => {
+    for (const tenant of ['a', 'b']) {
+      now.tenant = tenant;
+      const { body } = await changing.answer(async (req, res) => res.end(JSON.stringify(await seenIn(req.session))));
+      expect(JSON.parse(body).tenant).toBe(tenant);
+    }
+  });
+});

@@ -5,7 +5,8 @@ export interface LossWatch {
   onLost: ((error?: unknown) => void) | undefined;
 }
 
-const watches = new WeakMap<PgConnection, LossWatch>();
+/** On a connection, for all copies of this package. */
+const WATCH = Symbol.for('express-knex-session.loss');
 
 /**
  * The watch of a connection, for all the sessions that will have it: to put listeners on and off for each cost 4 % of a small request.
@@ -14,16 +15,15 @@ const watches = new WeakMap<PgConnection, LossWatch>();
  * the connection, it still is one.
  */
 export function watchLoss(pg: PgConnection): LossWatch {
-  let watch = watches.get(pg);
-  if (watch === undefined) {
-    const created: LossWatch = { onLost: undefined };
+  const watched = pg as PgConnection & { [WATCH]?: LossWatch };
+  if (watched[WATCH] === undefined) {
+    const watch: LossWatch = { onLost: undefined };
     pg.on('error', (error) => {
-      if (created.onLost) created.onLost(error);
+      if (watch.onLost) watch.onLost(error);
       else if (pg.listenerCount('error') === 1) throw error;
     });
-    pg.on('end', () => created.onLost?.());
-    watches.set(pg, created);
-    watch = created;
+    pg.on('end', () => watch.onLost?.());
+    watched[WATCH] = watch;
   }
-  return watch;
+  return watched[WATCH];
 }

@@ -7,6 +7,7 @@ import { destroyStream } from './open-streams';
 import {
   COMPLETION_UNKNOWN,
   endAtOnce,
+  hasFoundNoBegin,
   holdTogether,
   isComplete,
   isGivenUp,
@@ -117,7 +118,13 @@ export class PooledConnection implements Connection {
     }
     this.takesMore = this.pg.pipeline === true && isGroupable(statement);
     if (this.takesMore) holdTogether(this.pg);
-    if (this.hasBegun) return this.pool.client.query.call(client, this.taggedWith(txid), statement);
+    if (this.hasBegun) {
+      // With others under way, the connection's own mark is that of the last.
+      const connection = this.takesMore
+        ? this.likeConnection({ query: (config, callback) => this.pg.query(config, callback) }, txid)
+        : this.taggedWith(txid);
+      return this.pool.client.query.call(client, connection, statement);
+    }
     if (this.beginningWith) return this.follow(client, statement, txid);
     const first = this.queryFirst(client, statement, txid);
     if (this.takesMore) {
@@ -163,7 +170,7 @@ export class PooledConnection implements Connection {
       await this.beginningWith;
     } catch (error) {
       await this.beginningWith;
-      if (this.hasBegun) throw error;
+      if (this.hasBegun && !hasFoundNoBegin(error)) throw error;
     }
     if (this.lostBecause) throw new SessionUnavailableError(this.lostBecause);
     // If the driver has not sent what was in front, this is the first.

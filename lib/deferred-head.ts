@@ -9,7 +9,6 @@ export interface Internals {
   _header: string | null;
   readonly _headerSent: boolean;
   readonly chunkedEncoding: boolean;
-  _implicitHeader(): void;
 }
 
 const HELD = 'held by express-knex-session';
@@ -47,6 +46,11 @@ export class DeferredHead {
     res._header = HELD;
     this.fix();
     return true;
+  }
+
+  /** Whether a writeHead was taken, and has not been made. */
+  get isWaiting(): boolean {
+    return this.args !== undefined;
   }
 
   /** From now on the status is what it is. */

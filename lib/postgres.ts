@@ -196,6 +196,11 @@ function collecting(wire: Wire, written: Uint8Array[]): Wire {
   return Object.create(wire, { stream: { value: stream } });
 }
 
+/** Whether a statement was skipped because there was no BEGIN before it. */
+export function hasFoundNoBegin(error: unknown): boolean {
+  return isServerError(error) && error.message.includes(BEGIN_PORTAL);
+}
+
 const BEGIN_PORTAL = 'express-knex-session begin';
 /** There are few texts of BEGIN, and they are sent very often. */
 const bytesOfBegin = new Map<string, Uint8Array>();
@@ -309,12 +314,17 @@ const QUOTED_OR_COMMENT = /(?<!\w)e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|
 const CONTROL =
   /(?:^|;)\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!(?:\s+(?:work|transaction))?\s+to\b))\b/i;
 
+/** Without a look at its quotes and comments: true for many that do not. */
+export function mayControlTransaction(sql: string): boolean {
+  return /commit|end|abort|begin|transaction|rollback/i.test(sql);
+}
+
 /**
  * Whether a raw text would end or replace the transaction under the session's feet: COMMIT, END, ROLLBACK (but not ROLLBACK TO),
  * ABORT, BEGIN, START TRANSACTION or PREPARE TRANSACTION, alone or among other statements.
  */
 export function controlsTransaction(sql: string): boolean {
-  if (!/commit|end|abort|begin|transaction|rollback/i.test(sql)) return false;
+  if (!mayControlTransaction(sql)) return false;
   const bare = sql.replace(QUOTED_OR_COMMENT, ' ');
   // The body of a function in standard SQL: CREATE FUNCTION ... BEGIN ATOMIC ...; END
   return CONTROL.test(bare.replace(/\bbegin\s+atomic\b.*?;\s*end\b/gis, ' '));

@@ -64,7 +64,7 @@ export class ResponseGate {
   private phase: 'open' | 'streaming' | 'held' | 'passed' | 'discarded' = 'open';
   private readonly keepers: GateKeeper[] = [];
   private readonly overrides: Overrides<ServerResponse>;
-  private readonly original: Record<'write' | 'end' | 'writeHead' | 'flushHeaders', Method>;
+  private readonly original: Record<'write' | 'end' | 'writeHead' | 'flushHeaders' | '_send', Method>;
   private readonly savedHead: SavedHead;
   private readonly drain: HeldDrain;
   private readonly sources = new Set<{ unpipe(destination: unknown): unknown }>();
@@ -79,6 +79,7 @@ export class ResponseGate {
   /** Calls that wait. */
   private queue: (() => unknown)[] = [];
   private hasHandlerEnded = false;
+  private isMakingHead = false;
 
   private constructor(private readonly exchange: Exchange) {
     const res = exchange.res as Response & Internals;
@@ -95,7 +96,10 @@ export class ResponseGate {
       end: this.overrides.set('end', (...args) => this.end(args)),
       writeHead: this.overrides.set('writeHead', (...args) => this.writeHead(args)),
       flushHeaders: this.overrides.set('flushHeaders', () => this.flushHeaders()),
+      _send: this.overrides.set('_send', (...args) => this.send(args)),
     };
+    // What all the others end in, also those that were looked up before the gate was there: `res.end(await session.first())`.
+    this.overrides.set('_implicitHeader', () => this.makeHead());
     // What a compression mounted after us will put here must go with a discarded response.
     this.overrides.remember(WRAPPED_BY_COMPRESSION);
     this.drain = new HeldDrain(res);
@@ -114,15 +118,39 @@ export class ResponseGate {
 
   private writeHead(args: unknown[]): unknown {
     // Node refuses a second head, and a wrong one, by itself.
-    if (this.phase === 'discarded' || (this.phase === 'open' && this.head.take(args))) return this.res;
+    if (this.phase === 'discarded' || (this.phase === 'open' && !this.isMakingHead && this.head.take(args))) return this.res;
     return this.original.writeHead.apply(this.res, args);
+  }
+
+  /** Node's own methods need the head at once: they decide by it how to send. */
+  private makeHead(): void {
+    this.isMakingHead = true;
+    try {
+      this.res.writeHead(this.res.statusCode);
+    } finally {
+      this.isMakingHead = false;
+    }
+  }
+
+  private send(args: unknown[]): unknown {
+    const { res, original } = this;
+    const send = (): unknown => original._send.apply(res, args);
+    // With a head from before, it may be what a compression has had in hand.
+    if (this.hasHandedOn || this.phase === 'passed' || (this.hadHead && this.letsBytesFlow)) return send();
+    if (this.phase === 'discarded') return true;
+    // A head that waits was none to who has called this: it has not been told to send chunks.
+    if (this.head.isWaiting) res.useChunkedEncodingByDefault = false;
+    this.sendHead();
+    if (this.phase === 'held') this.queue.push(send);
+    else this.hold(send);
+    return false;
   }
 
   private flushHeaders(): void {
     if (this.phase === 'discarded') return;
     const flush = (): void => this.original.flushHeaders.call(this.res);
     // As Node does: middleware inside the gate hears of the head now, and may decide by it.
-    if (this.phase === 'open' && !this.res._header) this.res._implicitHeader();
+    if (this.phase === 'open' && !this.res._header) this.res.writeHead(this.res.statusCode);
     if (this.phase === 'held') this.queue.push(flush);
     else if (this.phase !== 'open') flush();
     else if (!this.letsBytesFlow) this.hold(flush);

@@ -50,6 +50,7 @@ interface HeadFields {
 
 /** Those that Node sets when it makes a head, or when a header is removed, as they are before. */
 const unmade = {
+  finished: false,
   _header: null,
   _contentLength: null,
   _last: false,

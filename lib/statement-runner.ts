@@ -14,6 +14,7 @@ import {
   isRead,
   isServerError,
   isWrite,
+  mayControlTransaction,
   QUERY_CANCELED,
   type Statement,
 } from './postgres';
@@ -104,7 +105,7 @@ export abstract class StatementRunner {
     lease.isReturned = true;
     this.hold?.dispose(lease.__knex__disposed);
     // Behind it, others wait for an answer that nobody knows when to expect.
-    if (lease.__knex__disposed && lease.isShared) this.queue.abandon();
+    if (lease.__knex__disposed && lease.isShared) this.hold?.connection.destroy(lease.__knex__disposed as Error);
     // Knex returns a stream's lease when the stream closes, while the server is still busy with its cursor.
     if (!lease.isRunning || this.hold?.disposedBecause) this.pass(lease);
   }
@@ -149,8 +150,7 @@ export abstract class StatementRunner {
     this.hold?.noteStatement(statement);
     try {
       const sent = send(connection);
-      if (connection.takesMore && statement.method !== undefined && !lease.hasPassed) {
-        // One statement for a lease: those without a method are of a schema, which has several.
+      if (connection.takesMore && isOneOfMany(statement) && !lease.hasPassed) {
         lease.isShared = true;
         this.queue.share();
       }
@@ -210,7 +210,9 @@ export abstract class StatementRunner {
   private assertUsable(lease: Lease, statement: Statement): Connection {
     const connection = this.hold?.connection;
     if (this.failure) throw this.failure;
-    if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned) {
+    // One that has shared its turn holds nothing up any more: COMMIT may be on its way.
+    const isLate = lease.isShared && this.closedBecause !== undefined;
+    if (connection === undefined || lease.connection !== connection || lease.isReturned || this.isAbandoned || isLate) {
       throw this.closed ?? new Error('Invalid connection for transaction query.');
     }
     if (connection.lostBecause) throw connection.lostBecause;
@@ -264,6 +266,14 @@ export abstract class StatementRunner {
     const because = this.hold?.disposedBecause;
     return because === undefined ? undefined : new TransactionAbortedError(because);
   }
+}
+
+/**
+ * Whether others may be sent before it is answered. Not if it is of a schema (without a method), which has several for one lease; nor if it
+ * may end the transaction after all.
+ */
+function isOneOfMany({ method, sql }: Statement): boolean {
+  return method !== undefined && !(method === 'raw' && mayControlTransaction(sql));
 }
 
 export function refuseControl(): SessionError {
