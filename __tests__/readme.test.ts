@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { ratioTable, targetTable } from '../bench/markdown';
 import { errorStatuses } from '../lib/errors';
 import { optionDefinitions } from '../lib/resolve-options';
 import { readGuide, stepsFor } from '../tools/fresh-project/steps';
@@ -28,6 +29,7 @@ describe('the README', () => {
       'Errors by code',
       'Recipes',
       'Reliability',
+      'What it costs',
       'Versions',
       'Why a session per request',
       'Limits',
@@ -53,6 +55,12 @@ describe('the README', () => {
 
   it('fits on a page: what is for few is elsewhere', () => {
     expect(readme.length).toBeLessThan(30_000);
+  });
+
+  it('has the figures of the last benchmark', () => {
+    const results = JSON.parse(readFileSync(join(root, 'bench/results.json'), 'utf8'));
+    expect(sectionOf('What it costs')).toContain(ratioTable(results));
+    expect(readFileSync(join(root, 'bench/README.md'), 'utf8')).toContain(targetTable(results));
   });
 
   it('lists every recipe, once', () => {

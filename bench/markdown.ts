@@ -16,7 +16,7 @@ export function markdownOf(results: ComparisonResults): string {
 }
 
 /** CPU against knex.transaction() by hand, and what one SELECT does on the wire. */
-function ratioTable(results: ComparisonResults): string {
+export function ratioTable(results: ComparisonResults): string {
   const head = [...Object.values(columns), 'round trips, one SELECT', 'connection held, one SELECT'];
   const names = Object.keys(contestants).filter((name) => figuresOf(results, 'select', name));
   const rows = names.map((name) => {
@@ -30,7 +30,7 @@ function ratioTable(results: ComparisonResults): string {
   return [row(['CPU, `knex.transaction()` by hand = 1', ...head]), row(['---', ...head.map(() => '---:')]), ...rows].join('\n');
 }
 
-function targetTable({ targets }: ComparisonResults): string {
+export function targetTable({ targets }: ComparisonResults): string {
   const rows = targets.map(({ route, what, value, bound, isMinimum }) =>
     row([
       routes[route].title,

@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks';
 import type { Connection } from './connection';
 import { Deadline, settledWithin } from './deadline';
 import { CommitUnknownError } from './errors';

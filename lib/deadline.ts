@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks';
+import { performance } from 'node:perf_hooks';
 import * as timers from 'node:timers';
 
 // As they are now: tests of applications fake them.

@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks';
 import type { Transform } from 'node:stream';
 
 /** The streams of rows that are being read. */
