@@ -11,8 +11,8 @@ const WATCH = Symbol.for('express-knex-session.loss');
 /**
  * The watch of a connection, for all the sessions that will have it: to put listeners on and off for each cost 4 % of a small request.
  *
- * pg.Pool has no listener on a client that is checked out, and a killed backend would be an uncaught exception. While no session holds
- * the connection, it still is one.
+ * pg.Pool has no listener on a client that is checked out: a killed backend would be an uncaught exception. While no session holds the
+ * connection and nobody else listens, the error ends the process as it would without us.
  */
 export function watchLoss(pg: PgConnection): LossWatch {
   const watched = pg as PgConnection & { [WATCH]?: LossWatch };

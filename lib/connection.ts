@@ -128,6 +128,7 @@ export class PooledConnection implements Connection {
     if (this.beginningWith) return this.follow(client, statement, txid);
     const first = this.queryFirst(client, statement, txid);
     if (this.takesMore) {
+      // Behind all that `first` does itself: those that wait for it look at `hasBegun` then.
       this.beginningWith = first.then(noop, noop).then(() => {
         this.beginningWith = undefined;
       });
@@ -182,6 +183,8 @@ export class PooledConnection implements Connection {
   }
 
   async stream(client: KnexClient, statement: Statement, txid: string | undefined, stream: Transform, options: unknown): Promise<unknown> {
+    this.takesMore = false;
+    await this.beginningWith;
     if (!this.hasBegun) {
       for (const command of this.beginning.commands) this.announce(command);
       await this.begin();
@@ -284,7 +287,7 @@ export class PooledConnection implements Connection {
     return new SessionUnavailableError(cause);
   }
 
-  /** Knex reads the transaction's id, which its events carry, from the connection. Statements run one at a time. */
+  /** Knex reads the transaction's id, which its events carry, from the connection: for statements that run one at a time. */
   private taggedWith(txid: string | undefined): PgConnection {
     this.pg.__knexTxId = txid;
     return this.pg;

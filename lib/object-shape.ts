@@ -19,6 +19,5 @@ const arePrototypesCostly = Number.parseInt(process.versions.v8, 10) < 13;
 function putBack<T extends object, Name extends keyof T>(object: T, name: Name): void {
   if (!Object.hasOwn(object, name)) return;
   const value = object[name];
-  delete object[name];
-  object[name] = value;
+  if (Reflect.deleteProperty(object, name)) object[name] = value;
 }

@@ -314,7 +314,7 @@ export class RequestSession extends MountedSession implements GateKeeper {
     // Once the response is decided upon, a COMMIT is left to finish; after the response, there is nothing left to do.
     const isDecided = this.gate?.settling !== undefined || transaction.isSettled;
     if (isDecided && !transaction.isRunningHooks) return;
-    if (res.writableFinished && (this.commitAt === 'finish' || !this.isEngaged)) return;
+    if (this.isEngaged ? res.writableFinished && this.commitAt === 'finish' : res.writableEnded) return;
     if (this.letsHandlerFinish) {
       if (this.commitAt === 'finish') this.settleAtEnd();
       return;
