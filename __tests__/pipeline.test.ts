@@ -209,6 +209,7 @@ describe("when statements are issued together on connections in pg's pipeline mo
       res.end();
     });
     expect(answer.status).toBe(500);
+    expect(bench.errors).toMatchObject([{ code: 'ERR_TRANSACTION_ABORTED', cause: { name: 'KnexTimeoutError' } }]);
     expect(performance.now() - began).toBeLessThan(2_500);
     expect(await bench.stored()).toEqual([]);
   });

@@ -198,7 +198,7 @@ export class Transaction extends StatementRunner {
   private async commit(): Promise<void> {
     const { hold } = this;
     const failure =
-      this.failure ?? hold?.connection.lostBecause ?? this.statementGivenUp() ?? this.openSavepoints?.leftOpen(this.abortedBy);
+      this.failure ?? this.statementGivenUp() ?? hold?.connection.lostBecause ?? this.openSavepoints?.leftOpen(this.abortedBy);
     if (failure !== undefined || this.rollbackOnly) {
       await this.rollback();
       if (this.rollbackOnly && this.outcome !== 'unknown') return;

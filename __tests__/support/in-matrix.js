@@ -45,6 +45,7 @@ const UNSENDABLE = 'once a parameter could not be sent, this pg never gets an an
 const NO_POOL = 'before Knex 3.3 there is no `connectionPool`';
 const REFUSED = 'in pipeline mode pg refuses streams';
 const NO_PIPELINE = 'this pg has no pipeline mode';
+const SENT = 'in pipeline mode the statements behind the first are on the wire already; pipeline.test.ts has what holds there';
 
 /**
  * Tests that cannot hold with some version: file, a part of the full name, with which, and why.
@@ -74,6 +75,11 @@ const excludedTests = [
   ['outcome-streams', '', ({ pipeline }) => pipeline, REFUSED],
   ['streaming-errors', '', ({ pipeline }) => pipeline, REFUSED],
   ['streaming-session', '', ({ pipeline }) => pipeline, REFUSED],
+  ['connection-lost', '', ({ pipeline }) => pipeline, REFUSED],
+  ['abort-statement', 'in a statement that others wait behind', ({ pipeline }) => pipeline, SENT],
+  ['disconnect', 'runs none of those that wait', ({ pipeline }) => pipeline, SENT],
+  ['wire-atomic', 'and sends none of them', ({ pipeline }) => pipeline, SENT],
+  ['wire-round-trips', 'makes one round trip for each of ten statements', ({ pipeline }) => pipeline, SENT],
   ['deadlines-streams', 'tells of a stream what the driver says', before('pg', '8.23'), NO_PIPELINE],
 ];
 
