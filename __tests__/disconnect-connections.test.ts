@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import type express from 'express';
+import { deferred } from './support/gated-app';
 import { keepAliveAgent, post, RawClient } from './support/http';
 import { meetingPoint, waysToLeave } from './support/leaving';
 import { flavours, insert, useLedger } from './support/ledger';
@@ -100,6 +101,32 @@ describe.each(flavours)('on $version', (flavour) => {
       // The first request finds the socket without our one listener for all.
       expect(counts.size).toBeLessThanOrEqual(2);
       agent.destroy();
+    });
+
+    it('leaves none behind for requests that fail while others on it are before them', async () => {
+      const counts: number[] = [];
+      let fails = deferred();
+      const { port } = await serve(async (req, res) => {
+        if (req.path === '/earlier') {
+          counts.push(req.socket.listenerCount('close'));
+          await fails.promise;
+          // Behind all that the error handlers do.
+          await new Promise(setImmediate);
+          res.sendStatus(204);
+          return;
+        }
+        setTimeout(fails.resolve, 30);
+        await insert(req, 'a', 'fail');
+        res.sendStatus(201);
+      });
+      const client = await RawClient.connect(port);
+      for (let i = 1; i <= 4; i++) {
+        fails = deferred();
+        client.get('/earlier').get('/later');
+        await client.readUntil((received) => received.split('HTTP/1.1 ').length > 2 * i);
+      }
+      // The first request finds the socket without our one listener for all.
+      expect(counts.slice(1)).toEqual([counts[1], counts[1], counts[1]]);
     });
   });
 });

@@ -2,6 +2,19 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 
 const watched = new WeakMap<Socket, Set<() => void>>();
+/** The connections of requests that have something else in the place of their socket. */
+const connections = new WeakMap<Socket, Socket>();
+
+/** As long as it says so, the request has this in the place of its socket. */
+export function replaceSocket(req: IncomingMessage, substitute: Socket, isInPlace: () => boolean): void {
+  const { socket } = req;
+  connections.set(substitute, connectionOf(socket));
+  Object.defineProperty(req, 'socket', { configurable: true, get: () => (isInPlace() ? substitute : socket) });
+}
+
+function connectionOf(socket: Socket): Socket {
+  return connections.get(socket) ?? socket;
+}
 
 /** Whether nobody can receive the response any more. */
 export function isGone(req: IncomingMessage, res: ServerResponse): boolean {
@@ -18,7 +31,8 @@ export function isGone(req: IncomingMessage, res: ServerResponse): boolean {
  * @returns a function that calls it off
  */
 export function onClose(req: IncomingMessage, res: ServerResponse, listener: () => void): () => void {
-  const { socket } = req;
+  // One that stands in its place is made for each request, and would leave a listener of its own on the connection.
+  const socket = connectionOf(req.socket);
   // An adapter (serverless-http) has something in its place that emits nothing.
   const listeners = typeof socket?.once === 'function' ? listenersOf(socket) : undefined;
   const stop = (): void => {

@@ -1,5 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
+import { replaceSocket } from './disconnect';
 
 type Method = (...args: any[]) => any;
 
@@ -125,11 +126,8 @@ export function spareConnection(req: IncomingMessage, res: ServerResponse): void
     return spared;
   };
   const spared: Socket = Object.create(socket, { destroy: { value: destroy } });
-  Object.defineProperty(req, 'socket', {
-    configurable: true,
-    // Not only when it is finished: a pipelined one has no connection yet, which belongs to those before it.
-    get: () => (res.writableEnded || res.socket === null ? spared : socket),
-  });
+  // Not only when it is finished: a pipelined one has no connection yet, which belongs to those before it.
+  replaceSocket(req, spared, () => res.writableEnded || res.socket === null);
 }
 
 const CUT = 'The response was cut off: its transaction could not be committed.';
