@@ -147,7 +147,7 @@ describe('when withSession is called in the wrong way', () => {
       expect(error).toBeInstanceOf(TypeError);
       expect(error.message).toContain(`\`${Object.keys(options)[0]}\``);
       expect(error.message).toMatch(
-        / withSession\(\) takes: acquireTimeout, transactionTimeout, settleTimeout, isolationLevel, readOnly, deferrable, settings, role, onError\.$/,
+        / withSession\(\) takes: acquireTimeout, transactionTimeout, settleTimeout, warnAfter, isolationLevel, readOnly, deferrable, settings, role, onError\.$/,
       );
     },
   );

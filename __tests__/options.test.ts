@@ -39,6 +39,7 @@ describe('when no options are given', () => {
       acquireTimeout: 5_000,
       transactionTimeout: 30_000,
       settleTimeout: 10_000,
+      warnAfter: 0,
       context: false,
       onError: undefined,
     });

@@ -1,4 +1,5 @@
 import { SessionUnavailableError, withSession } from 'express-knex-session';
+import type { Client } from 'pg';
 import { failOnWarnings } from './support/warnings';
 import { atRest, isSql, spoil, useBench } from './support/wire';
 
@@ -220,5 +221,51 @@ describe('when the first statement itself fails', () => {
       });
       expect(await bench.stored()).toEqual([]);
     });
+  });
+});
+
+describe("when something wraps the driver's query() and sends a copy of the first statement, which pg sends without BEGIN", () => {
+  const bench = useBench();
+
+  /** With a text of its own, as tracers do that put a comment into it. */
+  const copying = (name?: unknown) => {
+    const afterCreate = (connection: Client, done: (error?: Error) => void): void => {
+      const query = connection.query as (...args: unknown[]) => unknown;
+      connection.query = ((given: { text?: string; name?: unknown }, ...others: unknown[]) =>
+        query.call(
+          connection,
+          given.text && given.name === name ? { ...given, text: `${given.text} /* traced */` } : given,
+          ...others,
+        )) as never;
+      done();
+    };
+    return bench.database.knex({ pool: { min: 0, max: 1, afterCreate } });
+  };
+
+  it('is not asked to by one that leaves named statements alone', async () => {
+    const work = withSession(copying(undefined), async (session) => {
+      await session('items').insert({ name: 'a' });
+      throw new Error('mine');
+    });
+    await expect(work).rejects.toThrow('mine');
+    expect(await bench.stored()).toEqual([]);
+  });
+
+  it('says so, and commits nothing more', async () => {
+    const knex = copying('');
+    const work = withSession(knex, async (session) => {
+      await session('items').insert({ name: 'a' });
+    });
+    await expect(work).rejects.toMatchObject({ code: 'ERR_TRANSACTION_CONTROL', message: expect.stringContaining('without its BEGIN') });
+    const swallowing = withSession(knex, async (session) => {
+      await session('items')
+        .insert({ name: 'b' })
+        .catch(() => {});
+      await session('items').insert({ name: 'c' });
+    });
+    await expect(swallowing).rejects.toMatchObject({ code: 'ERR_TRANSACTION_CONTROL' });
+    // What was sent has committed by itself.
+    expect(await bench.stored()).toEqual(['a', 'b']);
+    await atRest(knex);
   });
 });

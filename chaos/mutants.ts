@@ -45,13 +45,13 @@ export const mutants: Mutant[] = [
     edits: [
       {
         file: 'connection.ts',
-        text: 'this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean);',
-        replacement: 'this.pool.release(this.pg, this.lostBecause);',
+        text: 'this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean, this.client);',
+        replacement: 'this.pool.release(this.pg, this.lostBecause, this.client);',
       },
       {
         file: 'knex-face.ts',
-        text: 'if (connection.isClean || !isWanted()) return connection;',
-        replacement: 'if (connection.isClean || isWanted() !== undefined) return connection;',
+        text: 'if (connection.isClean || !isWanted) return connection;',
+        replacement: 'if (connection.isClean || isWanted !== undefined) return connection;',
       },
     ],
   },

@@ -79,10 +79,14 @@ export class ConnectionHold {
     this.connection.release(this.disposedBecause ?? this.retiredBecause);
   }
 
-  private async sendRollback(): Promise<void> {
-    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
+  /** Not if it is lost, or busy with a statement that Knex has given up: it will be destroyed. */
+  get takesRollback(): boolean {
     const { hasBegun, lostBecause } = this.connection;
-    if (hasBegun && !lostBecause && !this.disposedBecause) await this.connection.rollback();
+    return hasBegun && !lostBecause && !this.disposedBecause;
+  }
+
+  private async sendRollback(): Promise<void> {
+    if (this.takesRollback) await this.connection.rollback();
   }
 
   private async endStatement(queue: StatementQueue, cancelAfterMs: number): Promise<void> {

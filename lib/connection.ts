@@ -64,8 +64,8 @@ export interface Connection {
 export interface Pool {
   readonly source: object;
   readonly client: KnexClient;
-  /** Gives the connection back; with a reason, it is never handed out again. */
-  release(connection: PgConnection, reason: unknown): void;
+  /** Gives the connection back; with a reason, it is never handed out again. @param client whose connection it was */
+  release(connection: PgConnection, reason: unknown, client: KnexClient): void;
   /** pg's `stream`, as the application has configured it: another way to the server. */
   readonly streamOption: unknown;
 }
@@ -146,8 +146,9 @@ export class PooledConnection implements Connection {
       await this.begin();
       return this.pool.client.query.call(client, this.taggedWith(txid), statement);
     }
+    let result: unknown;
     try {
-      return await this.pool.client.query.call(client, this.likeConnection(grouped, txid), statement);
+      result = await this.pool.client.query.call(client, this.likeConnection(grouped, txid), statement);
     } catch (error) {
       if (isGivenUp(error)) throw error;
       // The answer to BEGIN may still be on its way behind an error of the driver's own.
@@ -161,6 +162,10 @@ export class PooledConnection implements Connection {
     } finally {
       this.hasBegun = isComplete(preamble);
     }
+    if (this.hasBegun) return result;
+    const error = new SessionError('ERR_TRANSACTION_CONTROL', SENT_WITHOUT_BEGIN);
+    this.lostBecause ??= error;
+    throw error;
   }
 
   /** Before BEGIN was answered: not without it. */
@@ -232,7 +237,7 @@ export class PooledConnection implements Connection {
     this.watch.onLost = undefined;
     this.pg.__knexTxId = undefined;
     const unclean = this.isClean ? undefined : new Error('The connection is not clean.');
-    this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean);
+    this.pool.release(this.pg, this.lostBecause ?? reason ?? unclean, this.client);
   }
 
   cancel(): Promise<void> {
@@ -324,6 +329,10 @@ function settingsRefused(cause: unknown): SessionError {
     cause,
   );
 }
+
+const SENT_WITHOUT_BEGIN =
+  "The first statement was sent without its BEGIN, and may have been committed by itself: something that wraps pg's `client.query()` has sent a copy " +
+  'of what it was given. Pass that object on as it is.';
 
 // As Knex spells them, so that listeners which look for them find them.
 const COMMIT: Command = { text: 'COMMIT;' };

@@ -4,7 +4,8 @@ import * as timers from 'node:timers';
 
 // As they are now: tests of applications fake them.
 const { clearTimeout, setImmediate, setTimeout } = timers;
-const now = performance.now.bind(performance);
+/** The time in ms. */
+export const now: () => number = performance.now.bind(performance);
 
 /** Nearly all deadlines are called off before this, and need no timer of their own: those of a session took 4 % of what a small request costs. */
 const TICK_MS = 50;

@@ -1,3 +1,5 @@
+import type { Request } from 'express';
+
 /** Names a value in an error message, without showing what is in it. */
 export function describe(value: unknown): string {
   if (value === null || value === undefined) return String(value);
@@ -12,4 +14,9 @@ export function mustBeSync(value: unknown): string {
   if (!(value instanceof Promise)) return '';
   value.catch(() => {});
   return ' It must answer at once.';
+}
+
+/** The method and the path of a request's route, or of the request where it has none. */
+export function routeOf(req: Request): string {
+  return `${req.method} ${req.baseUrl}${req.route?.path ?? req.path}`;
 }

@@ -1,6 +1,8 @@
 import type { Request, Response } from 'express';
 import type { Knex } from 'knex';
 import { requestInContext } from './context';
+import { routeOf } from './describe';
+import { stackOfCaller } from './origin';
 import { optionDefinitions } from './resolve-options';
 
 /** Mistakes that show only under load, or as lost data. Told early, outside of production. */
@@ -18,7 +20,7 @@ const MOST_PLACES = 1_000;
 
 /** Tells once for each place, by Node's own channel for warnings. @param place the route, unless another one is given */
 function warn(code: WarningCode, req: Request, message: string, detail?: string): void {
-  const route = `${req.method} ${req.baseUrl}${req.route?.path ?? req.path}`;
+  const route = routeOf(req);
   const place = `${code} ${detail ? placeIn(detail) : route}`;
   if (told.has(place) || told.size >= MOST_PLACES) return;
   told.add(place);
@@ -63,14 +65,6 @@ function rememberOrigins(client: Knex.Client, offender: () => Request | undefine
     };
   }
   return origins;
-}
-
-function stackOfCaller(): string {
-  const { stackTraceLimit } = Error;
-  Error.stackTraceLimit = 50;
-  const frames = (new Error().stack ?? '').split('\n').slice(1);
-  Error.stackTraceLimit = stackTraceLimit;
-  return frames.filter((frame) => !/node:internal|node_modules|diagnostics\.[jt]s|<anonymous>/.test(frame)).join('\n');
 }
 
 /** The innermost line of the application. */

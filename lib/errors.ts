@@ -8,6 +8,7 @@ export const errorStatuses = {
   ERR_SESSION_UNAVAILABLE: 503,
   ERR_SESSION_TIMEOUT: 503,
   ERR_SESSION_CLOSED: 500,
+  ERR_SESSION_OPEN_LONG: 500,
   ERR_SESSION_MISSING: 500,
   ERR_SESSION_OPTIONS: 500,
   ERR_SAVEPOINT_OPEN: 500,
@@ -133,6 +134,46 @@ export class SessionTimeoutError extends SessionError {
       `The transaction was open for longer than ${transactionTimeout} ms (transactionTimeout), and has been rolled back. ` +
         'Do what is slow before the first statement, or raise the limit for this route.',
     );
+  }
+}
+
+/**
+ * `ERR_SESSION_OPEN_LONG`: a transaction is open for longer than `warnAfter`, and holds its connection. Nothing has failed: only `onError`
+ * and the channel `long` are told of it, once.
+ *
+ * 1. `stack` is where the session was first used.
+ * 2. `statement` is SQL, without values: it is not in the message.
+ *
+ * @example
+ * sessionMiddleware(knex, {
+ *   warnAfter: 1_000,
+ *   onError(error) {
+ *     if (error instanceof SessionOpenLongError) log.warn({ route: error.route, ms: error.ms, statement: error.statement });
+ *     else log.error(error);
+ *   },
+ * });
+ */
+export class SessionOpenLongError extends SessionError {
+  override readonly name = 'SessionOpenLongError';
+
+  /**
+   * @param route the method and the path of the route; undefined in `withSession()`
+   * @param ms for how long the transaction was open
+   * @param statement the text of its last statement
+   */
+  constructor(
+    warnAfter: number,
+    readonly route: string | undefined,
+    readonly ms: number,
+    readonly statement: string | undefined,
+    firstUse: string | undefined,
+  ) {
+    super(
+      'ERR_SESSION_OPEN_LONG',
+      `${route ?? 'withSession()'} has had its transaction open for ${Math.round(ms)} ms, with a connection of the pool (warnAfter: ${warnAfter}). ` +
+        'Do what is slow before the first statement, or end the session before it. See `statement` for the last one.',
+    );
+    this.stack = `${this.name}: ${this.message}\n    Last statement: ${statement ?? 'none yet'}${firstUse ? `\n${firstUse}` : ''}`;
   }
 }
 

@@ -10,10 +10,22 @@ export {
   SessionClosedError,
   SessionError,
   type SessionErrorCode,
+  SessionOpenLongError,
   SessionTimeoutError,
   SessionUnavailableError,
   TransactionAbortedError,
 } from './errors';
+export {
+  type ConnectionDestroyedMessage,
+  type LateUseMessage,
+  type OpenLongMessage,
+  type SessionChannel,
+  type SessionChannels,
+  type SessionMessage,
+  type SettleReason,
+  sessionChannels,
+  type TransactionMessage,
+} from './events';
 export type { PropertyName, Register, RouteErrorMiddleware, RouteMiddleware } from './express';
 export { isRetryable } from './is-retryable';
 export type { SessionStats } from './open-sessions';

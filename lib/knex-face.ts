@@ -5,7 +5,10 @@ import type { Beginning, Settings } from './beginning';
 import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
 import { bindToContext, outsideOfContext, runUnitInContext } from './context';
 import { SessionError } from './errors';
+import { publishDestroyed } from './events';
+import { takeFreeConnection } from './free-connection';
 import type { HookKind } from './hooks';
+import { stackOfCaller } from './origin';
 import { OuterTransaction } from './outer-transaction';
 import { endAtOnce, type PgConnection, type Statement } from './postgres';
 import { type Container, Savepoint } from './savepoint';
@@ -57,6 +60,23 @@ export class KnexFace {
     scope.face = this.faceOf(client, this.sessionPrototype) as unknown as Session;
   }
 
+  /** Notes where a session is first used: when a builder is awaited, whoever has made it is not on the stack any more. */
+  noteFirstUse({ client }: Scope): void {
+    const session = client as SessionClient & Record<string, unknown>;
+    for (const name of MAKERS) {
+      session[name] = (...args: unknown[]): unknown => {
+        session.firstUse ??= stackOfCaller();
+        for (const own of MAKERS) delete session[own];
+        return (session[name] as (...args: unknown[]) => unknown)(...args);
+      };
+    }
+  }
+
+  /** The stack, if that was to be noted. */
+  firstUseOf({ client }: Scope): string | undefined {
+    return (client as SessionClient).firstUse;
+  }
+
   /** A Knex function over a client that differs from the application's by these properties. */
   faceOver(properties: PropertyDescriptorMap): Record<string, unknown> {
     return this.faceOf(Object.create(this.clientPrototype, properties), this.template) as Record<string, unknown>;
@@ -83,11 +103,12 @@ export class KnexFace {
       this.pool = {
         source: pool,
         client,
-        release: (connection, reason) => {
+        release: (connection, reason, { scope }: SessionClient) => {
           if (reason !== undefined) {
             // It is written to Knex's log, so it is not the reason itself, which may hold SQL and has been told to whom it concerns.
             connection.__knex__disposed ??= new Error('A session that failed has destroyed its connection.');
             endAtOnce(connection);
+            publishDestroyed(scope.transaction.owner, reason);
           }
           // It may open another one for those who wait.
           outsideOfContext(() => pool.release(connection));
@@ -105,15 +126,27 @@ export class KnexFace {
     return this.knex.isTransaction ? (this.knex as Knex.Transaction) : undefined;
   }
 
+  /** A connection of the pool that can be had at once. */
+  take(scope: Scope, beginning: Beginning): Connection | undefined {
+    const pg = this.outer ? undefined : takeFreeConnection(this.knex.client);
+    return pg && this.cleanOne(pg, scope, beginning);
+  }
+
+  private cleanOne(pg: PgConnection, scope: Scope, beginning: Beginning, isWanted = true): Connection | undefined {
+    const connection = new PooledConnection(pg, this.poolOf(this.knex.client), scope.client, scope.txid, beginning);
+    if (connection.isClean || !isWanted) return connection;
+    // Knex's own transactions may leave one busy, or in a transaction, and our COMMIT would commit that.
+    connection.release();
+    return undefined;
+  }
+
   /** Takes a connection from the pool, or a savepoint in the transaction that stands for Knex. */
   async connect(scope: Scope, isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
     if (this.outer) return OuterTransaction.join(this.outer, scope.client, streamOptionOf(this.outer.client), beginning);
     for (;;) {
       const pg: PgConnection = await outsideOfContext(() => this.knex.client.acquireConnection());
-      const connection = new PooledConnection(pg, this.poolOf(this.knex.client), scope.client, scope.txid, beginning);
-      if (connection.isClean || !isWanted()) return connection;
-      // Knex's own transactions may leave one busy, or in a transaction, and our COMMIT would commit that.
-      connection.release();
+      const connection = this.cleanOne(pg, scope, beginning, isWanted());
+      if (connection) return connection;
     }
   }
 }
@@ -135,7 +168,11 @@ interface SessionClient extends KnexClient {
   knexFace: KnexFace;
   readonly logger: { warn(message: string): void };
   readonly _events: unknown;
+  firstUse?: string;
 }
+
+/** What Knex's builders come from. */
+const MAKERS = ['queryBuilder', 'raw', 'schemaBuilder', 'transaction'] as const;
 
 /** Whether a value is a session, also one of another copy of this package. */
 export function isSession(value: unknown): value is Session {

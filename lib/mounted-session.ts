@@ -5,9 +5,10 @@ import { sessionsOn } from './attached-sessions';
 import type { Beginning } from './beginning';
 import { AN_ERROR_WAS_PASSED_ON } from './closed-because';
 import type { Connection } from './connection';
-import { mustBeSync } from './describe';
+import { mustBeSync, routeOf } from './describe';
 import { diagnoseBody, watchPool } from './diagnostics';
-import type { SessionError } from './errors';
+import { type SessionError, SessionOpenLongError } from './errors';
+import type { TransactionMessage } from './events';
 import type { Hook } from './hooks';
 import { KnexFace } from './knex-face';
 import type { OpenSessions } from './open-sessions';
@@ -15,6 +16,7 @@ import { report } from './report';
 import type { FixedTerms, ResolvedOptions, Terms } from './resolve-options';
 import type { Exchange } from './response-gate';
 import { SessionScope } from './scope';
+import type { Session } from './session';
 import type { SessionPolicy } from './session-policy';
 import { Transaction } from './transaction';
 import type { TransactionOwner } from './transaction-owner';
@@ -58,6 +60,15 @@ export abstract class MountedSession implements TransactionOwner {
   abstract willRepeat(error: unknown): boolean;
   abstract onSignal(): void;
   abstract onInterrupt(reason: SessionError): void;
+  abstract readonly bytesHeld: number;
+
+  get session(): Session {
+    return this.scope.face;
+  }
+
+  get request(): Request {
+    return this.exchange.req;
+  }
 
   get isChosen(): boolean {
     return this.mount.choose !== undefined;
@@ -84,10 +95,15 @@ export abstract class MountedSession implements TransactionOwner {
     this.face = KnexFace.of(knex);
     this.scope = new SessionScope(new Transaction(this));
     this.face.dress(this.scope);
+    this.noteFirstUse();
     if (this.mount.isDiagnosing) {
       this.scope.transaction.writes = 0;
       watchPool(knex, holdsConnection);
     }
+  }
+
+  take(beginning: Beginning): Connection | undefined {
+    return this.mount.isDiagnosing ? undefined : this.face.take(this.scope, beginning);
   }
 
   connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
@@ -120,10 +136,23 @@ export abstract class MountedSession implements TransactionOwner {
       isChosen,
       terms: (own: readonly [string, string][]): Terms => this.terms(own),
       openSessions: mount.openSessions,
+      request: this.request,
       report: (error: unknown) => this.report(error),
       isAutocommit: this.scope.transaction.isAutocommit,
     };
     return runHook(unit, hook);
+  }
+
+  /** For `warnAfter`, before its first use. */
+  protected noteFirstUse(): void {
+    if (this.options.warnAfter !== 0) this.face.noteFirstUse(this.scope);
+  }
+
+  onOpenLong({ lastStatement }: TransactionMessage, ms: number): SessionOpenLongError {
+    const { warnAfter } = this.terms();
+    const error = new SessionOpenLongError(warnAfter, routeOf(this.request), ms, lastStatement, this.face.firstUseOf(this.scope));
+    this.report(error);
+    return error;
   }
 
   onReleased(transaction: Transaction): void {

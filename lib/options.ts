@@ -12,6 +12,7 @@ export interface Limits {
   readonly acquireTimeout: number;
   readonly transactionTimeout: number;
   readonly settleTimeout: number;
+  readonly warnAfter: number;
 }
 
 /** A value for all requests, or a function that gives it for one; asked at the session's first statement. */
@@ -135,6 +136,15 @@ export interface SessionOptions {
    * @example sessionMiddleware(knex, { settleTimeout: 5_000 })
    */
   settleTimeout?: PerRequest<number> | undefined;
+
+  /**
+   * After how many ms `onError` is told, once, of a transaction that is still open ({@link SessionOpenLongError}); 0 is never. It goes on.
+   * Its route, the text of its last statement, and where the session was first used are in the error. Each request then costs a stack trace.
+   *
+   * @default 0
+   * @example sessionMiddleware(knex, { warnAfter: process.env.NODE_ENV === 'production' ? 0 : 1_000 })
+   */
+  warnAfter?: PerRequest<number> | undefined;
 
   /**
    * Whether the session is kept in AsyncLocalStorage, for `currentSession()` and `scopedSession()`. A value only.

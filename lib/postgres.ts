@@ -53,6 +53,7 @@ export interface Wire {
 
 /** pg's `Query`, as far as {@link groupedQueryOf} builds on it. */
 interface PgQuery {
+  name?: string | undefined;
   binary?: boolean;
   requiresPreparation(): boolean;
   handleCopyInResponse(wire: Wire): void;
@@ -156,6 +157,9 @@ function makeGroupedQuery(Query: PgQueryClass) {
       private readonly isPipelined: boolean,
     ) {
       super(config, callback);
+      // Unnamed to the server, and named to tracers that put their comment into a copy of it (instrumentation-pg): pg makes a query of its own
+      // of a copy, without BEGIN.
+      this.name = '';
     }
 
     // The extended protocol also where pg would use the simple one, which cannot be grouped (pg < 8.12 has no `queryMode`).

@@ -74,6 +74,10 @@ export class RequestSession extends MountedSession implements GateKeeper {
     this.engage(() => {});
   }
 
+  get bytesHeld(): number {
+    return this.gate?.bytesHeld ?? 0;
+  }
+
   willRepeat(error: unknown): boolean {
     // By the response: a handler that commits by itself may take the error as it is.
     return this.gate?.settling !== undefined && (this.attempt?.takes(error) ?? false);
@@ -146,6 +150,7 @@ export class RequestSession extends MountedSession implements GateKeeper {
       throw new SessionError('ERR_SESSION_OPTIONS', OPTIONS_CAME_LATE);
     }
     this.policy = this.policy.with(options);
+    if (this.isOpen) this.noteFirstUse();
   }
 
   /** With the first statement, or hook: from now on the response waits for the session. @param start what may still refuse it */

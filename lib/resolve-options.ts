@@ -94,6 +94,12 @@ export const optionDefinitions = {
     perRequest: true,
   },
   settleTimeout: { default: 10_000, isValid: (value) => isDuration(value), expected: aDurationFrom(1), perRequest: true },
+  warnAfter: {
+    default: 0,
+    isValid: (value) => value === 0 || isDuration(value),
+    expected: `${aDurationFrom(1)}, or 0 for never`,
+    perRequest: true,
+  },
   context: { default: false, isValid: (value) => typeof value === 'boolean', expected: 'true or false', perRequest: false },
   onError: { default: undefined, isValid: isFunction, expected: 'a function (error, req) => void', perRequest: false },
 } as const satisfies Record<keyof SessionOptions, Definition>;
@@ -164,6 +170,7 @@ export function fixedFor(options: ResolvedOptions, req: Request | undefined): Fi
     acquireTimeout: valueFor('acquireTimeout', options.acquireTimeout, req),
     transactionTimeout: valueFor('transactionTimeout', options.transactionTimeout, req),
     settleTimeout: valueFor('settleTimeout', options.settleTimeout, req),
+    warnAfter: valueFor('warnAfter', options.warnAfter, req),
     modes: {
       isolationLevel: valueFor('isolationLevel', options.isolationLevel, req),
       readOnly: valueFor('readOnly', options.readOnly, req),
@@ -183,6 +190,7 @@ const FIXED = [
   'acquireTimeout',
   'transactionTimeout',
   'settleTimeout',
+  'warnAfter',
   'isolationLevel',
   'readOnly',
   'deferrable',

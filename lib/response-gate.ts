@@ -3,6 +3,7 @@ import type { NextFunction, Request, Response } from 'express';
 import { DeferredHead, type Internals, isStatusLine } from './deferred-head';
 import { onClose } from './disconnect';
 import { answerWithError } from './error-response';
+import { areTransactionsObserved } from './events';
 import { type EarlyHeaders, SavedHead } from './response-head';
 import { cutConnection, HeldDrain, holdDestroy, Overrides, spareConnection } from './response-hold';
 
@@ -58,6 +59,8 @@ export function canStillHold(res: Response, letsBytesFlow: boolean): boolean {
  * - `discarded`: the error handlers answer, past the gate. Middleware inside it (compression) may still hold our methods, and bytes.
  */
 export class ResponseGate {
+  /** Bytes of the body that waited for the keepers; counted if anybody is told of them. */
+  bytesHeld = 0;
   /** Set while the keepers settle and after; never rejects. */
   settling: Promise<void> | undefined;
 
@@ -141,9 +144,14 @@ export class ResponseGate {
     // A head that waits was none to who has called this: it has not been told to send chunks.
     if (this.head.isWaiting) res.useChunkedEncodingByDefault = false;
     this.sendHead();
+    this.noteHeld(args);
     if (this.phase === 'held') this.queue.push(send);
     else this.hold(send);
     return false;
+  }
+
+  private noteHeld([chunk, encoding]: unknown[]): void {
+    if (areTransactionsObserved()) this.bytesHeld += Buffer.byteLength(chunk as string, encoding as BufferEncoding | undefined);
   }
 
   private flushHeaders(): void {
@@ -168,10 +176,12 @@ export class ResponseGate {
     if (!isChunk(args[0])) return this.letThrow(write);
     if (this.phase === 'held') {
       if (this.hasHandlerEnded) return this.asFinished(() => ServerResponse.prototype.write.apply(res, args as never));
+      this.noteHeld(args);
       this.queue.push(write);
       return false;
     }
     if (this.phase === 'open' && !this.letsBytesFlow) {
+      this.noteHeld(args);
       this.hold(write);
       Object.defineProperty(res, 'writableNeedDrain', { configurable: true, value: true });
       return false;
@@ -195,6 +205,7 @@ export class ResponseGate {
     if (this.phase === 'held' && this.hasHandlerEnded) return this.asFinished(() => ServerResponse.prototype.end.apply(res, args as never));
 
     this.hasHandlerEnded = true;
+    if (hasChunk && this.phase !== 'streaming') this.noteHeld(args);
     if (this.phase === 'held') this.queue.push(() => original.end.apply(res, args));
     else if (this.phase === 'open') this.hold(() => original.end.apply(res, args));
     else {
@@ -252,6 +263,7 @@ export class ResponseGate {
     // `drain`, and its callback at once.
     const callback = args.find((argument) => typeof argument === 'function') as (() => void) | undefined;
     const rest = args.filter((argument) => argument !== callback);
+    this.noteHeld(rest);
     this.queue.push(() => this.original.write.apply(this.res, rest));
     if (callback) process.nextTick(callback);
     return true;

@@ -6,7 +6,7 @@ import type { HookKind } from './hooks';
 import { type Level, savepointOver } from './open-savepoints';
 import type { Session } from './session';
 import type { Lease } from './statement-queue';
-import type { Decision, Outcome, Transaction } from './transaction';
+import type { Decision, Outcome, Transaction, Why } from './transaction';
 
 let scopes = 0;
 
@@ -158,7 +158,7 @@ export class SessionScope extends Scope {
     this.refuseRollbackOnly('checkpoint');
     if (this.isEnding) throw transaction.closed ?? new SessionClosedError('its end is under way.');
     if (transaction.isAutocommit && !transaction.hooks) return;
-    await this.commitNow('session.checkpoint() is under way. Await it.');
+    await this.commitNow('session.checkpoint() is under way. Await it.', CHECKPOINT);
     // Ended meanwhile: nothing may begin any more.
     if (this.isEnding) return;
     this.transaction = transaction.next();
@@ -170,7 +170,7 @@ export class SessionScope extends Scope {
     this.refuseInHooks('commit');
     this.refuseRollbackOnly('commit');
     this.isEnding = true;
-    await this.commitNow('session.commit() has ended it. Call it after the last statement; for work after it, use withSession().');
+    await this.commitNow('session.commit() has ended it. Call it after the last statement; for work after it, use withSession().', COMMIT);
     this.resolveExecution(value);
   }
 
@@ -193,9 +193,9 @@ export class SessionScope extends Scope {
     );
   }
 
-  private async commitNow(because: string): Promise<void> {
+  private async commitNow(because: string, why: Why): Promise<void> {
     const { transaction } = this;
-    await this.settleTransaction('commit', because);
+    await this.settleTransaction('commit', because, why);
     if (transaction.outcome !== 'committed' && transaction.outcome !== 'unused') throw transaction.closed;
   }
 
@@ -204,7 +204,7 @@ export class SessionScope extends Scope {
     if (transaction.isAutocommit) throw nothingToRollBack('rollback');
     this.refuseInHooks('rollback');
     this.isRollbackErrorTold = true;
-    await this.fail(error, 'session.rollback() has ended it. For work after it, use withSession().').catch((failure) => {
+    await this.fail(error, 'session.rollback() has ended it. For work after it, use withSession().', 'rollback').catch((failure) => {
       // A commit that failed has done what is asked for.
       if (transaction.outcome !== 'rolled back') throw failure;
     });
@@ -213,27 +213,27 @@ export class SessionScope extends Scope {
   }
 
   /** Rolls back; `executionPromise` rejects with the error, if there is one. */
-  fail(error: unknown, because: string): Promise<void> {
+  fail(error: unknown, because: string, reason: Why['reason'] = 'error'): Promise<void> {
     const onSuccess = (): void => {
       if (error !== undefined) this.rejectExecution(error);
     };
-    return this.settle('rollback', because, onSuccess, error);
+    return this.settle('rollback', because, onSuccess, { reason, error });
   }
 
-  /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. @param first why it is rolled back */
-  settle(decision: Decision, because: string, onSuccess?: () => void, first?: unknown): Promise<void> {
+  /** Ends the session, whoever asks for it. Rejects if a commit was wanted and did not happen. */
+  settle(decision: Decision, because: string, onSuccess?: () => void, why = RESPONSE): Promise<void> {
     this.isEnding = true;
-    return this.settleTransaction(decision, because, first, () => {
+    return this.settleTransaction(decision, because, why, () => {
       onSuccess?.();
       this.resolveExecution(undefined);
     });
   }
 
-  private async settleTransaction(decision: Decision, because: string, first?: unknown, onSuccess?: () => void): Promise<void> {
+  private async settleTransaction(decision: Decision, because: string, why: Why, onSuccess?: () => void): Promise<void> {
     const { transaction } = this;
-    let cause = first;
+    let cause = why.error;
     try {
-      await transaction.settle(decision, because);
+      await transaction.settle(decision, because, why);
       onSuccess?.();
     } catch (error) {
       cause = error;
@@ -250,6 +250,10 @@ export class SessionScope extends Scope {
     }
   }
 }
+
+const RESPONSE: Why = { reason: 'response' };
+const COMMIT: Why = { reason: 'commit' };
+const CHECKPOINT: Why = { reason: 'checkpoint' };
 
 class Deferred {
   resolve!: (value: unknown) => void;

@@ -3,6 +3,7 @@ import type { Connection, KnexClient } from './connection';
 import type { ConnectionHold } from './connection-hold';
 import { nextTurn } from './deadline';
 import { SessionClosedError, SessionError, TransactionAbortedError } from './errors';
+import type { Observation } from './events';
 import type { Hooks } from './hooks';
 import { Interruption } from './interruption';
 import { type Level, OpenSavepoints, savepointOver } from './open-savepoints';
@@ -51,13 +52,16 @@ export abstract class StatementRunner {
   protected readonly queue = new StatementQueue();
   // Made when they are needed: most sessions have neither, and many are never used.
   protected streams: OpenStreams | undefined;
+  protected observation: Observation | undefined;
   protected openSavepoints: OpenSavepoints | undefined;
 
   /** @param interruption outlives the transaction, if another one follows it */
   constructor(readonly interruption = new Interruption()) {}
 
-  /** Takes a connection. */
-  protected abstract open(): Promise<Connection>;
+  /** Takes a connection. @param level of the first statement */
+  protected abstract open(level: Level): Promise<Connection>;
+  /** A statement was refused. */
+  protected abstract noteRefused(error: unknown): void;
 
   /** The error for whoever comes after the end; made for each of them, so that its stack shows who it was. */
   get closed(): SessionClosedError | undefined {
@@ -83,17 +87,20 @@ export abstract class StatementRunner {
   async lease(level: Level, isControl = false): Promise<Lease> {
     if (this.closedBecause !== undefined) {
       await this.afterRollback();
-      this.assertOpen();
+      const { closed } = this;
+      this.noteRefused(closed);
+      throw closed;
     }
     const turn = this.queue.turn();
     if (turn) await turn;
     try {
       // With a connection, it is refused when it is used: by a lease that is refused, Knex would end a stream, and the process.
       if (this.isAbandoned && !this.hold) this.assertOpen();
-      this.opening ??= this.open();
+      this.opening ??= this.open(level);
       return new Lease(this.hold?.connection ?? (await this.opening), level, isControl, this);
     } catch (error) {
       this.queue.pass();
+      this.noteRefused(error);
       await this.afterRollback();
       throw error;
     }
@@ -127,6 +134,7 @@ export abstract class StatementRunner {
     if (closedError) {
       // Nobody would read it to its end any more, and the session would wait for that.
       destroyStream(stream, closedError);
+      this.noteRefused(closedError);
       throw closedError;
     }
     this.streams ??= new OpenStreams();
@@ -142,12 +150,14 @@ export abstract class StatementRunner {
     try {
       connection = this.assertUsable(lease, statement);
     } catch (error) {
+      this.noteRefused(error);
       await this.tellAfterRollback(lease);
       throw error;
     }
     let failed: unknown;
     lease.isRunning = true;
     this.hold?.noteStatement(statement);
+    this.observation?.noteStatement(statement.sql);
     try {
       const sent = send(connection);
       if (connection.takesMore && isOneOfMany(statement) && !lease.hasPassed) {

@@ -1,14 +1,17 @@
 import type { Beginning } from './beginning';
 import type { Connection } from './connection';
-import type { SessionError } from './errors';
+import type { SessionError, SessionOpenLongError } from './errors';
+import type { Subject, TransactionMessage } from './events';
 import type { Hook } from './hooks';
 import type { Terms } from './resolve-options';
 import type { Transaction } from './transaction';
 
 /** Whoever a transaction is made for. */
-export interface TransactionOwner {
+export interface TransactionOwner extends Subject {
   /** Whether its Knex was chosen for its request, and stands for whichever is meant. */
   readonly isChosen: boolean;
+  /** A connection that can be had at once. */
+  take(beginning: Beginning): Connection | undefined;
   /** Takes a connection. @param isWanted whether anybody still waits for it */
   connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection>;
   /** Throws if a transaction that has not been used can no longer be. */
@@ -27,6 +30,8 @@ export interface TransactionOwner {
   willRepeat(error: unknown): boolean;
   /** Gives a hook a unit of work of its own; its errors are reported. */
   runHook(hook: Hook): Promise<void>;
+  /** The transaction is open for longer than `warnAfter`. */
+  onOpenLong(transaction: TransactionMessage, ms: number): SessionOpenLongError;
   /** Called when someone asks to be told of an interruption. */
   onSignal(): void;
   /** The transaction was interrupted while it was open: it must be settled now. */

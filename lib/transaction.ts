@@ -2,10 +2,12 @@ import { Acquisition } from './acquisition';
 import type { Connection } from './connection';
 import { ConnectionHold } from './connection-hold';
 import { nextTurn } from './deadline';
-import { CommitUnknownError, SessionClosedError, type SessionError, SessionTimeoutError } from './errors';
+import { CommitUnknownError, SessionClosedError, type SessionError, SessionTimeoutError, SessionUnavailableError } from './errors';
+import { areTransactionsObserved, Observation, publishLateUse, type SettleReason } from './events';
 import { type HookKind, Hooks, mustBeHook } from './hooks';
 import type { Interruption } from './interruption';
 import type { Level } from './open-savepoints';
+import type { Terms } from './resolve-options';
 import type { Session } from './session';
 import { StatementRunner } from './statement-runner';
 import type { TransactionOwner } from './transaction-owner';
@@ -13,6 +15,21 @@ import type { TransactionOwner } from './transaction-owner';
 export type { Outcome } from './statement-runner';
 
 export type Decision = 'commit' | 'rollback';
+
+/** Why a transaction is settled. */
+export interface Why {
+  readonly reason: SettleReason;
+  readonly error?: unknown;
+}
+
+function rootOf(level: Level): Level {
+  return level.parent ? rootOf(level.parent) : level;
+}
+
+function reasonOf(interruptedBy: SessionError): SettleReason {
+  if (interruptedBy instanceof SessionTimeoutError) return 'timeout';
+  return interruptedBy instanceof SessionUnavailableError ? 'shutdown' : 'disconnect';
+}
 
 /**
  * One transaction: takes a connection with the first statement, runs statements one after the other, settles once,
@@ -86,17 +103,19 @@ export class Transaction extends StatementRunner {
    * Ends the transaction. The first call decides; later ones get the same promise.
    *
    * @param because what a statement that comes later is told; see {@link SessionClosedError}
+   * @param why what observers are told, unless there is an error of its own
    * @returns rejects if a commit was wanted and did not happen
    */
-  settle(decision: Decision, because: string): Promise<void> {
+  settle(decision: Decision, because: string, why: Why): Promise<void> {
     if (this.settlement === undefined) {
-      this.settlement = this.finish(decision, because);
+      this.settlement = this.finish(decision, because, why);
       this.settlement.catch(() => {});
     }
     return this.settlement;
   }
 
-  private async finish(decision: Decision, because: string): Promise<void> {
+  private async finish(decision: Decision, because: string, why: Why): Promise<void> {
+    let told = why;
     try {
       if (decision === 'commit') {
         // Statements that this turn of the event loop issued without awaiting them belong to the work: they are drained.
@@ -115,6 +134,7 @@ export class Transaction extends StatementRunner {
         await this.rollback();
       }
     } catch (error) {
+      told = { reason: 'error', error };
       if (this.hooks && this.owner.willRepeat(error)) this.hooks = undefined;
       throw error;
     } finally {
@@ -130,11 +150,29 @@ export class Transaction extends StatementRunner {
         void unwatchedCommit.then(() => {
           this.unwatchedCommit = undefined;
           hold?.letGo();
+          this.tellSettled(told);
           this.owner.onReleased(this);
         });
-      } else if (this.isUsed) this.owner.onReleased(this);
+      } else if (this.isUsed) {
+        this.tellSettled(told);
+        this.owner.onReleased(this);
+      }
       if (this.hooks) await this.runHooksAfter(this.hooks, decision);
     }
+  }
+
+  private tellSettled({ reason, error }: Why): void {
+    const { observation, outcome, rollbackOnly } = this;
+    if (observation === undefined) return;
+    const interruptedBy = this.interruption.reason;
+    const ended = outcome === 'open' ? 'rolled back' : outcome;
+    if (interruptedBy && outcome !== 'committed') observation.settled(ended, reasonOf(interruptedBy), interruptedBy);
+    else if (rollbackOnly && reason !== 'error') observation.settled(ended, 'rollback only', rollbackOnly.reason);
+    else observation.settled(ended, reason, error);
+  }
+
+  protected noteRefused(error: unknown): void {
+    publishLateUse(this.owner, error);
   }
 
   /** @param level where it was registered: it is dropped with its savepoint */
@@ -206,6 +244,7 @@ export class Transaction extends StatementRunner {
     }
     if (!hold?.connection.hasBegun) return;
     this.isCommitting = true;
+    this.observation?.settling('commit');
     if (this.abortedBy === undefined && hold.losesNothing) {
       this.unwatchedCommit = hold.commit(undefined).catch((error) => {
         hold.dispose(error);
@@ -227,17 +266,21 @@ export class Transaction extends StatementRunner {
   /** Never rejects: a connection that cannot be rolled back is destroyed, and the server then does the same. */
   private async rollback(): Promise<void> {
     const { hold } = this;
+    if (hold?.takesRollback) this.observation?.settling('rollback');
     // A statement that takes long is cancelled, and one that nobody waits for at once: its work is not wanted.
     this.rollbackError = await hold?.rollback(this.queue, this.interruption.reason ? 0 : CANCEL_AFTER_MS);
     if (this.outcome === 'open' || hold?.disposedBecause) this.outcome = 'rolled back';
   }
 
-  protected async open(): Promise<Connection> {
+  protected async open(level: Level): Promise<Connection> {
     try {
       const terms = this.owner.onFirstUse();
-      this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted, terms.beginning), terms.acquireTimeout);
-      const hold = new ConnectionHold(await this.acquisition.connection, terms);
+      if (terms.warnAfter > 0 || areTransactionsObserved()) this.observation = new Observation(this.owner, rootOf(level).txid);
+      const connection = this.owner.take(terms.beginning) ?? (await this.acquire(terms));
+      const hold = new ConnectionHold(connection, terms);
       this.hold = hold;
+      this.observation?.opened();
+      this.observation?.warnAfter(terms.warnAfter, (message, ms) => this.owner.onOpenLong(message, ms));
       hold.watch(
         () => this.streams?.movedAt ?? 0,
         () => this.interrupt(new SessionTimeoutError(terms.transactionTimeout)),
@@ -245,9 +288,15 @@ export class Transaction extends StatementRunner {
       return hold.connection;
     } catch (error) {
       this.failure ??= error;
+      this.observation?.stopWaiting();
       this.owner.onReleased(this);
       throw error;
     }
+  }
+
+  private acquire({ beginning, acquireTimeout }: Terms): Promise<Connection> {
+    this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted, beginning), acquireTimeout);
+    return this.acquisition.connection;
   }
 
   private close(because: string): void {

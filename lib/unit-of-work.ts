@@ -1,6 +1,8 @@
+import type { Request } from 'express';
 import type { Knex } from 'knex';
 import { runUnitInContext } from './context';
-import type { SessionError } from './errors';
+import { routeOf } from './describe';
+import { type SessionError, SessionOpenLongError } from './errors';
 import { KnexFace } from './knex-face';
 import type { OpenSessions } from './open-sessions';
 import type { Terms } from './resolve-options';
@@ -14,6 +16,10 @@ export interface UnitOfWork {
   readonly isChosen?: boolean;
   readonly terms: (added: readonly [string, string][]) => Terms;
   readonly isAutocommit?: boolean;
+  /** That it is a hook of. */
+  readonly request?: Request;
+  /** Whether `warnAfter` may ask where it was first used. */
+  readonly isFirstUseNoted?: boolean;
   /** Told of it as long as it holds a connection. */
   readonly openSessions?: OpenSessions;
   report(error: unknown): void;
@@ -33,6 +39,12 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
   const scope: SessionScope = new SessionScope(
     new Transaction({
       isChosen: unit.isChosen ?? false,
+      request: unit.request,
+      get session() {
+        return scope.face;
+      },
+      bytesHeld: 0,
+      take: (beginning) => face.take(scope, beginning),
       connect: (isWanted, beginning) => face.connect(scope, isWanted, beginning),
       assertUsable: () => {},
       onFirstUse: () => {
@@ -46,6 +58,12 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
       willRepeat: () => false,
       runHook: (hook) => runHook({ ...unit, terms: (own) => unit.terms([...added, ...own]) }, hook),
       onSignal: () => {},
+      onOpenLong: ({ lastStatement }, ms) => {
+        const { warnAfter } = unit.terms(added);
+        const error = new SessionOpenLongError(warnAfter, unit.request && routeOf(unit.request), ms, lastStatement, face.firstUseOf(scope));
+        unit.report(error);
+        return error;
+      },
       onInterrupt: (reason) => {
         onInterrupt(reason);
         scope.fail(reason, texts.interrupted).catch(() => {});
@@ -56,6 +74,7 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
     }),
   );
   face.dress(scope);
+  if (unit.isFirstUseNoted) face.noteFirstUse(scope);
 
   let result: T;
   try {

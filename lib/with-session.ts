@@ -16,6 +16,8 @@ export interface WithSessionOptions extends Pick<SessionOptions, 'onError'> {
   transactionTimeout?: number | undefined;
   /** How long COMMIT or ROLLBACK may take. @default 10000 */
   settleTimeout?: number | undefined;
+  /** After how long `onError` is told of a transaction that is still open; 0 is never. @default 0 */
+  warnAfter?: number | undefined;
   /** The isolation level of the transaction. @default the server's */
   isolationLevel?: IsolationLevel | undefined;
   /** Whether the transaction may only read. @default the server's */
@@ -56,6 +58,7 @@ export async function withSession<T>(knex: Knex, work: (session: Session) => Pro
       terms: (added) => termsOf(fixedFor(resolved, undefined), added),
       report: (error) => report(knex, resolved.onError, error),
       texts: TEXTS,
+      isFirstUseNoted: resolved.warnAfter !== 0,
     },
     work,
   );
@@ -65,6 +68,7 @@ const KNOWN: readonly (keyof WithSessionOptions)[] = [
   'acquireTimeout',
   'transactionTimeout',
   'settleTimeout',
+  'warnAfter',
   'isolationLevel',
   'readOnly',
   'deferrable',

@@ -5,7 +5,7 @@ import { root } from './typescript';
 export interface Documented {
   /** 'sessionMiddleware', or 'Session.checkpoint'. */
   name: string;
-  kind: 'function' | 'class' | 'interface' | 'type' | 'method' | 'property';
+  kind: 'function' | 'const' | 'class' | 'interface' | 'type' | 'method' | 'property';
   /** The doc comment without its marks; of overloads all that there are. */
   doc: string;
   /** What it is written in. */
@@ -44,7 +44,7 @@ function namesExportedBy(entry: string): string[] {
 }
 
 function withMembers(name: string): Documented[] {
-  const pattern = new RegExp(`^export (?:async )?(function|class|interface|type) ${name}\\b`, 'm');
+  const pattern = new RegExp(`^export (?:async )?(function|class|interface|type|const) ${name}\\b`, 'm');
   const source = sources.find((text) => pattern.test(text));
   const match = source && pattern.exec(source);
   if (!source || !match) throw new Error(`${name} is exported, and was not found.`);

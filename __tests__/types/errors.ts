@@ -30,6 +30,7 @@ function hintFor(code: SessionErrorCode): string {
       return 'Try later.';
     case 'ERR_TRANSACTION_ABORTED':
     case 'ERR_SESSION_CLOSED':
+    case 'ERR_SESSION_OPEN_LONG':
     case 'ERR_SESSION_MISSING':
     case 'ERR_SAVEPOINT_OPEN':
     case 'ERR_ROLLBACK_ONLY':
