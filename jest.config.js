@@ -3,7 +3,11 @@ module.exports = {
   testEnvironment: '<rootDir>/__tests__/support/environment.js',
   testMatch: ['<rootDir>/__tests__/**/*.test.ts'],
   modulePathIgnorePatterns: ['<rootDir>/dist/'],
-  moduleNameMapper: { '^express-knex-session$': '<rootDir>/lib/index.ts', '^express-knex-session/testing$': '<rootDir>/lib/testing.ts' },
+  moduleNameMapper: {
+    '^express-knex-session$': '<rootDir>/lib/index.ts',
+    '^express-knex-session/testing$': '<rootDir>/lib/testing.ts',
+    '^express-knex-session/opentelemetry$': '<rootDir>/lib/opentelemetry.ts',
+  },
   transform: {
     '\\.ts$': [
       '@swc/jest',

@@ -127,7 +127,16 @@ describe('the TypeScript examples of all pages and doc comments', () => {
   const compile = (chosen: typeof all) =>
     typescript.compile({
       type: 'module',
-      links: { objection: 'objection', 'graphile-worker': 'graphile-worker' },
+      links: Object.fromEntries(
+        [
+          'objection',
+          'graphile-worker',
+          'prom-client',
+          '@opentelemetry/api',
+          '@opentelemetry/sdk-trace-node',
+          ...['', '-http', '-express', '-pg'].map((name) => `@opentelemetry/instrumentation${name}`),
+        ].map((name) => [name, name]),
+      ),
       files: { 'ambient.d.ts': ambient, ...asFiles(chosen) },
     });
 
@@ -147,7 +156,7 @@ describe('the TypeScript examples of all pages and doc comments', () => {
     const code = written.map(({ code }) => code).join('\n');
     const functions = Object.keys(expressKnexSession).filter((name) => /^[a-z]|^SessionError$/.test(name));
     expect(functions.length).toBeGreaterThan(8);
-    for (const name of [...functions, 'testDatabase']) expect(code).toContain(name);
+    for (const name of [...functions, 'testDatabase', 'traceSessions']) expect(code).toContain(name);
   });
 });
 

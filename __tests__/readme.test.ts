@@ -28,6 +28,7 @@ describe('the README', () => {
       'With express-session',
       'Errors by code',
       'Recipes',
+      'See it',
       'Reliability',
       'What it costs',
       'Versions',

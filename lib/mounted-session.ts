@@ -137,6 +137,7 @@ export abstract class MountedSession implements TransactionOwner {
       terms: (own: readonly [string, string][]): Terms => this.terms(own),
       openSessions: mount.openSessions,
       request: this.request,
+      isFirstUseNoted: this.options.warnAfter !== 0,
       report: (error: unknown) => this.report(error),
       isAutocommit: this.scope.transaction.isAutocommit,
     };

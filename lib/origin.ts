@@ -4,7 +4,7 @@ export function stackOfCaller(): string {
   Error.stackTraceLimit = 50;
   const frames = (new Error().stack ?? '').split('\n').slice(1);
   Error.stackTraceLimit = stackTraceLimit;
-  return frames.filter((frame) => !/node:internal|node_modules|<anonymous>/.test(frame) && !frame.includes(OWN)).join('\n');
+  return frames.filter((frame) => !/\bnode:|node_modules|(?:\(|at )<anonymous>/.test(frame) && !frame.includes(OWN)).join('\n');
 }
 
 const OWN = `${__dirname}/`;

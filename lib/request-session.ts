@@ -132,6 +132,7 @@ export class RequestSession extends MountedSession implements GateKeeper {
   another(): RequestSession {
     const other = new RequestSession(this.mount, this.exchange);
     if (this.given) other.policy = this.given.policy;
+    if (other.isOpen) other.noteFirstUse();
     replace(this, other, this.exchange.req, this.exchange.res);
     if (this.given?.rollbackOnly) other.opened.scope.transaction.rollbackOnly = this.given.rollbackOnly;
     return other;

@@ -137,10 +137,10 @@ export class ResponseGate {
 
   private send(args: unknown[]): unknown {
     const { res, original } = this;
-    const send = (): unknown => original._send.apply(res, args);
     // With a head from before, it may be what a compression has had in hand.
-    if (this.hasHandedOn || this.phase === 'passed' || (this.hadHead && this.letsBytesFlow)) return send();
+    if (this.hasHandedOn || this.phase === 'passed' || (this.hadHead && this.letsBytesFlow)) return original._send.apply(res, args);
     if (this.phase === 'discarded') return true;
+    const send = (): unknown => original._send.apply(res, args);
     // A head that waits was none to who has called this: it has not been told to send chunks.
     if (this.head.isWaiting) res.useChunkedEncodingByDefault = false;
     this.sendHead();
@@ -170,6 +170,8 @@ export class ResponseGate {
 
   private write(args: unknown[]): unknown {
     const { res, original } = this;
+    // One of many chunks.
+    if (this.phase === 'streaming' && this.hasHandedOn && this.remainingLength === undefined) return original.write.apply(res, args);
     const write = (): unknown => original.write.apply(res, args);
     if (this.phase === 'discarded') return true;
     if (this.phase === 'passed') return write();

@@ -87,20 +87,20 @@ export abstract class StatementRunner {
   async lease(level: Level, isControl = false): Promise<Lease> {
     if (this.closedBecause !== undefined) {
       await this.afterRollback();
-      const { closed } = this;
-      this.noteRefused(closed);
-      throw closed;
+      this.assertOpen();
     }
+    // What waits for its turn, or for the connection, was asked for in time.
+    const isLate = this.failure instanceof SessionClosedError;
     const turn = this.queue.turn();
     if (turn) await turn;
     try {
       // With a connection, it is refused when it is used: by a lease that is refused, Knex would end a stream, and the process.
-      if (this.isAbandoned && !this.hold) this.assertOpen();
+      if (this.isAbandoned && !this.hold && this.closed) throw this.closed;
       this.opening ??= this.open(level);
       return new Lease(this.hold?.connection ?? (await this.opening), level, isControl, this);
     } catch (error) {
       this.queue.pass();
-      this.noteRefused(error);
+      if (isLate) this.noteRefused(error);
       await this.afterRollback();
       throw error;
     }
@@ -134,7 +134,6 @@ export abstract class StatementRunner {
     if (closedError) {
       // Nobody would read it to its end any more, and the session would wait for that.
       destroyStream(stream, closedError);
-      this.noteRefused(closedError);
       throw closedError;
     }
     this.streams ??= new OpenStreams();
@@ -150,7 +149,6 @@ export abstract class StatementRunner {
     try {
       connection = this.assertUsable(lease, statement);
     } catch (error) {
-      this.noteRefused(error);
       await this.tellAfterRollback(lease);
       throw error;
     }
@@ -214,7 +212,9 @@ export abstract class StatementRunner {
 
   assertOpen(): void {
     const error = this.closed;
-    if (error) throw error;
+    if (!error) return;
+    this.noteRefused(error);
+    throw error;
   }
 
   private assertUsable(lease: Lease, statement: Statement): Connection {

@@ -274,7 +274,7 @@ export class Transaction extends StatementRunner {
 
   protected async open(level: Level): Promise<Connection> {
     try {
-      const terms = this.owner.onFirstUse();
+      const terms = this.firstUse();
       if (terms.warnAfter > 0 || areTransactionsObserved()) this.observation = new Observation(this.owner, rootOf(level).txid);
       const connection = this.owner.take(terms.beginning) ?? (await this.acquire(terms));
       const hold = new ConnectionHold(connection, terms);
@@ -297,6 +297,15 @@ export class Transaction extends StatementRunner {
   private acquire({ beginning, acquireTimeout }: Terms): Promise<Connection> {
     this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted, beginning), acquireTimeout);
     return this.acquisition.connection;
+  }
+
+  private firstUse(): Terms {
+    try {
+      return this.owner.onFirstUse();
+    } catch (error) {
+      this.noteRefused(error);
+      throw error;
+    }
   }
 
   private close(because: string): void {

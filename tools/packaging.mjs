@@ -71,6 +71,7 @@ try {
       `express@${express}`,
       'knex@3',
       'pg@8',
+      '@opentelemetry/api@1',
       ...types,
       ...compilers,
     ]);
@@ -108,6 +109,7 @@ async function use(project, tsc) {
   await serves('from CommonJS', () => project.runProgram('consumer.cjs', server.url));
   await serves('from ESM', () => project.runProgram('consumer.mjs', server.url));
   for (const file of ['testing.cjs', 'testing.mjs']) await rollsBack(() => project.runProgram(file, server.url));
+  for (const file of ['tracing.cjs', 'tracing.mjs']) deepStrictEqual(await project.runProgram(file, server.url), ['transaction']);
   console.log(`ok: ${title}: used from CommonJS and ESM`);
 
   const files = await Project.programs();
@@ -121,6 +123,7 @@ async function use(project, tsc) {
     const program = await project.compile({ tsc, files, options, type, emits: true });
     await serves('from TypeScript', () => project.runProgram('consumer.js', server.url, program));
     await rollsBack(() => project.runProgram('testing.js', server.url, program));
+    deepStrictEqual(await project.runProgram('tracing.js', server.url, program), ['transaction']);
     console.log(`ok: ${title}: used from TypeScript, ${kind}`);
   }
 }

@@ -55,6 +55,8 @@ export const ambient = `
 
     const database: import('express-knex-session/testing').TestDatabase;
     const testDatabase: typeof import('express-knex-session/testing').testDatabase;
+    const traceSessions: typeof import('express-knex-session/opentelemetry').traceSessions;
+    const provider: import('@opentelemetry/api').TracerProvider;
     const createApp: (knex: Knex) => Express;
     const request: (app: Express) => { post(path: string): { send(body: object): { expect(status: number): Promise<unknown> } } };
     ${constants(['beforeEach', 'afterEach', 'afterAll'], '(hook: () => Promise<void>) => void')}

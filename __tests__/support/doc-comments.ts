@@ -17,8 +17,8 @@ const sources = readdirSync(lib)
   .filter((file) => file.endsWith('.ts'))
   .map((file) => readFileSync(join(lib, file), 'utf8'));
 
-/** What `express-knex-session` and `express-knex-session/testing` export, and the members of its interfaces. */
-export const documented: readonly Documented[] = ['index.ts', 'testing.ts'].flatMap(documentedIn);
+/** What the package's entries export, and the members of its interfaces. */
+export const documented: readonly Documented[] = ['index.ts', 'testing.ts', 'opentelemetry.ts'].flatMap(documentedIn);
 
 /** The types that `express-knex-session` exports and that take no parameters. */
 export const plainTypes: readonly string[] = documentedIn('index.ts')

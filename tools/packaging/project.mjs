@@ -71,7 +71,7 @@ export class Project {
 
   /** @returns {Promise<Record<string, string>>} the small programs in TypeScript */
   static async programs() {
-    const names = ['consumer.ts', 'testing.ts'];
+    const names = ['consumer.ts', 'testing.ts', 'tracing.ts'];
     return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await readFile(join(sources, name), 'utf8')])));
   }
 
