@@ -55,10 +55,13 @@ export class ConnectionHold {
     return this.bounded('COMMIT was not answered', this.connection.commit(abortedBy), (error) => new CommitUnknownError(error));
   }
 
-  /** @returns the error, if the server may not have heard of it */
-  async rollback(queue: StatementQueue, cancelAfterMs: number): Promise<unknown> {
+  /**
+   * @param onSend called before ROLLBACK is sent, if it is
+   * @returns the error, if the server may not have heard of it
+   */
+  async rollback(queue: StatementQueue, cancelAfterMs: number, onSend: () => void): Promise<unknown> {
     try {
-      const work = this.endStatement(queue, cancelAfterMs).then(() => this.sendRollback());
+      const work = this.endStatement(queue, cancelAfterMs).then(() => this.sendRollback(onSend));
       await this.bounded('The running statement, or its ROLLBACK, did not end', work);
       return undefined;
     } catch (error) {
@@ -79,14 +82,12 @@ export class ConnectionHold {
     this.connection.release(this.disposedBecause ?? this.retiredBecause);
   }
 
-  /** Not if it is lost, or busy with a statement that Knex has given up: it will be destroyed. */
-  get takesRollback(): boolean {
+  private async sendRollback(onSend: () => void): Promise<void> {
+    // Lost, or busy with a statement that Knex has given up: it takes no ROLLBACK, and will be destroyed.
     const { hasBegun, lostBecause } = this.connection;
-    return hasBegun && !lostBecause && !this.disposedBecause;
-  }
-
-  private async sendRollback(): Promise<void> {
-    if (this.takesRollback) await this.connection.rollback();
+    if (!hasBegun || lostBecause || this.disposedBecause) return;
+    onSend();
+    await this.connection.rollback();
   }
 
   private async endStatement(queue: StatementQueue, cancelAfterMs: number): Promise<void> {

@@ -55,7 +55,7 @@ export interface TransactionMessage extends SessionMessage {
   readonly waitedMs: number | undefined;
   /** For how long it has held the connection, in ms. */
   readonly heldMs: number | undefined;
-  /** Statements that were sent, without BEGIN, COMMIT and ROLLBACK. */
+  /** Statements that were sent: SAVEPOINT, RELEASE and ROLLBACK TO included, BEGIN, COMMIT and ROLLBACK not. */
   readonly statements: number;
   /** The text of the last of them, without its values. */
   readonly lastStatement: string | undefined;
@@ -129,7 +129,7 @@ export interface SessionChannels {
   readonly open: SessionChannel<TransactionMessage>;
   /** `express-knex-session.session.settle`: COMMIT or ROLLBACK is about to be sent. */
   readonly settle: SessionChannel<TransactionMessage>;
-  /** `express-knex-session.session.settled`: it has ended, and its connection is given back. The response has not left yet. */
+  /** `express-knex-session.session.settled`: it has ended, and its connection is given back. Where COMMIT is waited for, the response has not left yet. */
   readonly settled: SessionChannel<TransactionMessage>;
   /** `express-knex-session.session.late`: a session was used after its end. */
   readonly late: SessionChannel<LateUseMessage>;
@@ -154,8 +154,9 @@ const destroyed = named<ConnectionDestroyedMessage>('connection.destroyed');
  *
  * 1. Each transaction that wants a connection is told of by `acquire`, `open`, `settle` and `settled`, in this order. One that gets none
  *    has no `open`; one that has nothing to end (BEGIN failed, the connection is lost) has no `settle`. `settled` always comes.
- * 2. A session that runs no statement is in none of them; nor are savepoints, and sessions with `transaction: false`.
- * 3. Subscribe before the first request: a transaction is followed only if there was a subscriber when it began.
+ * 2. A session that runs no statement is in none of them; nor are savepoints. Sessions with `transaction: false` are in `late` and
+ *    `destroyed` only.
+ * 3. Subscribe before the first request: a transaction is followed only if there was a subscriber when it began, or `warnAfter` is on.
  * 4. Without subscribers they cost nothing. The names are part of the API, also for `subscribe(name, ...)` of `node:diagnostics_channel`.
  *
  * @example

@@ -9,7 +9,7 @@ interface Tarn {
   readonly used: unknown[];
   readonly pendingAcquires: readonly unknown[];
   readonly emitter: EventEmitter;
-  _startReaping(): void;
+  readonly interval: unknown;
 }
 
 /**
@@ -24,9 +24,10 @@ export function takeFreeConnection(client: Knex.Client): PgConnection | undefine
   if (pool === undefined || !isPlain(client, pool) || pool.destroyed || pool.pendingAcquires.length > 0) return undefined;
   const free = pool.free.at(-1);
   if (free === undefined || free.resource.__knex__disposed || isHeard(pool.emitter)) return undefined;
+  // Nothing looks for idle connections yet: its timer must not begin in the context of this request.
+  if (!pool.interval) return undefined;
   pool.free.pop();
   pool.used.push(free);
-  pool._startReaping();
   return free.resource;
 }
 
@@ -47,9 +48,9 @@ function isPlain(client: Knex.Client, pool: Tarn): boolean {
 }
 
 function isTarn(pool: Tarn): boolean {
-  const { free, used, pendingAcquires, emitter, _startReaping } = pool;
+  const { free, used, pendingAcquires, emitter } = pool;
   const hasLists = [free, used, pendingAcquires].every(Array.isArray);
-  return hasLists && typeof emitter?.listenerCount === 'function' && typeof _startReaping === 'function';
+  return hasLists && typeof emitter?.listenerCount === 'function' && 'interval' in pool;
 }
 
 /** Whether Knex has nothing to ask of a connection but that it lives: no `validate`, no lifetime, no settings that expire. */

@@ -235,10 +235,11 @@ export class RequestSession extends MountedSession implements GateKeeper {
       if (this.mount.isDiagnosing && decision === 'rollback' && !hasFailed)
         diagnoseRollback(this.exchange, this.scope.transaction, this.options);
     } catch (error) {
-      await this.scope.settle('rollback', because).catch(() => {});
+      await this.scope.settle('rollback', because, undefined, { reason: 'error', error }).catch(() => {});
       throw error;
     }
-    const settled = this.scope.settle(decision, because);
+    const why = hasFailed ? ({ reason: 'error', error: failedBefore.error } as const) : undefined;
+    const settled = this.scope.settle(decision, because, undefined, why);
     // A session that the handler failed to commit itself: its own answer to that is kept, if it is no success.
     await (decision === 'commit' ? settled : settled.catch(() => {}));
   }

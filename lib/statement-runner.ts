@@ -240,6 +240,8 @@ export abstract class StatementRunner {
 
   private noteFailed(error: unknown): unknown {
     if (error instanceof SessionError) this.failure ??= error;
+    // Sent without its BEGIN: it may be stored, whatever becomes of the rest.
+    if (error instanceof SessionError && error.code === 'ERR_TRANSACTION_CONTROL') this.outcome = 'unknown';
     if (isGivenUp(error)) this.hold?.dispose(error);
     const isServers = isServerError(error);
     // Our doing: we have cancelled it, or one in front of it, or destroyed its connection.

@@ -150,12 +150,12 @@ export class Transaction extends StatementRunner {
         void unwatchedCommit.then(() => {
           this.unwatchedCommit = undefined;
           hold?.letGo();
-          this.tellSettled(told);
           this.owner.onReleased(this);
+          this.tellSettled(told);
         });
       } else if (this.isUsed) {
-        this.tellSettled(told);
         this.owner.onReleased(this);
+        this.tellSettled(told);
       }
       if (this.hooks) await this.runHooksAfter(this.hooks, decision);
     }
@@ -266,9 +266,9 @@ export class Transaction extends StatementRunner {
   /** Never rejects: a connection that cannot be rolled back is destroyed, and the server then does the same. */
   private async rollback(): Promise<void> {
     const { hold } = this;
-    if (hold?.takesRollback) this.observation?.settling('rollback');
     // A statement that takes long is cancelled, and one that nobody waits for at once: its work is not wanted.
-    this.rollbackError = await hold?.rollback(this.queue, this.interruption.reason ? 0 : CANCEL_AFTER_MS);
+    const cancelAfterMs = this.interruption.reason ? 0 : CANCEL_AFTER_MS;
+    this.rollbackError = await hold?.rollback(this.queue, cancelAfterMs, () => this.observation?.settling('rollback'));
     if (this.outcome === 'open' || hold?.disposedBecause) this.outcome = 'rolled back';
   }
 
