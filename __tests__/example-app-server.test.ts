@@ -1,5 +1,6 @@
+import { once } from 'node:events';
 import { chmod, mkdtemp, rm } from 'node:fs/promises';
-import { createServer } from 'node:http';
+import { createServer, get, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -37,9 +38,12 @@ describe('when npm start is run with a DATABASE_URL', () => {
     const app = start();
     const url = await app.url();
     await (await fetch(`${url}/accounts/${ALICE}`)).json(); // Leaves a kept-alive connection, which must not hold up the end.
+    const [events] = (await once(get(`${url}/live/events`), 'response')) as [IncomingMessage]; // Of an open page.
+    const end = once(events.resume(), 'end'); // Rejects if it is cut.
 
     app.signal(signal);
 
+    await end;
     expect(await app.exit).toBe(0);
     await eventually(async () => expect(await ledgerConnections()).toEqual([]));
   });

@@ -1,7 +1,9 @@
-import express, { type Express } from 'express';
+import express, { type Express, type RequestHandler } from 'express';
 import { type SessionMiddleware, scopedSession, sessionErrorHandler, sessionMiddleware } from 'express-knex-session';
 import type { Knex } from 'knex';
 import { Journal, type Transfer } from './journal';
+import { createLive } from './live';
+import { demos } from './live/demos';
 import { notFound, problemHandler } from './problem-handler';
 import { requestId } from './request-id';
 import { accounts } from './routes/accounts';
@@ -14,6 +16,8 @@ export interface Ledger {
   app: Express;
   /** To drain them before the app ends. */
   sessions: SessionMiddleware;
+  /** When the server begins to stop: ends what has no end of its own, so that nobody waits for it. */
+  endStreams(): void;
 }
 
 interface Outlets {
@@ -21,10 +25,12 @@ interface Outlets {
   logError?: (error: unknown) => void;
   /** Gets each transfer that is stored: where mails would be sent, or other services told. */
   notify?: (transfer: Transfer) => unknown;
+  /** Makes what answers `/metrics`: see metrics.ts. */
+  metrics?: (sessions: SessionMiddleware) => RequestHandler;
 }
 
 /** The ledger as an Express app; server.ts makes it listen. */
-export function createApp(knex: Knex, { logError = console.error, notify = () => {} }: Outlets = {}): Ledger {
+export function createApp(knex: Knex, { logError = console.error, notify = () => {}, metrics }: Outlets = {}): Ledger {
   const app = express();
   app.disable('x-powered-by');
   app.set('json replacer', (_key: string, value: unknown) => (typeof value === 'bigint' ? value.toString() : value));
@@ -41,16 +47,23 @@ export function createApp(knex: Knex, { logError = console.error, notify = () =>
     onError: logError,
   });
 
+  const live = createLive(knex, sessions);
+  const journal = new Journal(scopedSession(knex));
+
+  if (metrics) app.get('/metrics', metrics(sessions));
+  app.use(live.page);
   app.use(requestId);
+  app.use(live.follow);
   app.use(express.json({ limit: '10kb' }), onlyJson);
   app.use(sessions);
 
   app.use('/health', health(sessions));
   app.use('/accounts', accounts, statement);
-  app.use('/transfers', transfers(new Journal(scopedSession(knex)), notify));
+  app.use('/transfers', transfers(journal, notify));
+  app.use('/live/demo', demos(journal));
   app.use(notFound);
 
   app.use(sessionErrorHandler()); // Rolls back, so that whatever answers the error finds the transaction ended.
   app.use(problemHandler(logError));
-  return { app, sessions };
+  return { app, sessions, endStreams: live.close };
 }

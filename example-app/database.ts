@@ -10,7 +10,7 @@ export function configFor(url: string): Knex.Config {
   return {
     client: 'pg',
     connection: connection as Knex.PgConnectionConfig,
-    pool: { min: 0, max: 10 },
+    pool: { min: 0, max: 5 }, // Few, so that the live page has something to show.
     // Of each connection that it lost or did not get, with a stack. Whoever needed it gets an error, which is logged where it is answered.
     log: { warn() {} },
   };

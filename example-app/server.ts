@@ -10,6 +10,7 @@ import { createApp } from './app';
 import { closeServer } from './close-server';
 import { assertReachable, configFor } from './database';
 import type { Transfer } from './journal';
+import { sessionMetrics } from './metrics';
 import { migrate } from './migrations';
 import { seedIfEmpty } from './seed';
 import { databaseUrlFrom, portFrom, StartError } from './settings';
@@ -35,12 +36,20 @@ async function start(): Promise<void> {
   await migrate(knex);
   await seedIfEmpty(knex);
 
-  const { app, sessions } = createApp(knex, { logError, notify });
+  const { app, sessions, endStreams } = createApp(knex, {
+    logError,
+    notify,
+    metrics: (sessions) => sessionMetrics(knex, sessions).handler,
+  });
   const server = createServer(app).listen(port);
   await once(server, 'listening').catch((error: NodeJS.ErrnoException) => {
     throw new StartError(`Cannot listen on port ${port} (${error.code}). Choose another, for example: PORT=${port + 1} npm start`);
   });
-  undo.push(() => closeServer(server, sessions));
+  undo.push(() => {
+    const closed = closeServer(server, sessions);
+    endStreams(); // Now, when nobody can connect again.
+    return closed;
+  });
 
   if (!signalledAt) console.log(welcome((server.address() as AddressInfo).port));
 }

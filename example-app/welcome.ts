@@ -7,7 +7,9 @@ export function welcome(port: number): string {
   const transfer = (amount: number) =>
     `curl -i ${url}/transfers -H 'content-type: application/json' -d '${JSON.stringify({ id: randomUUID(), from: ALICE, to: BOB, amount })}'`;
 
-  return `The ledger listens on ${url}
+  return `Open ${url} in a browser: buttons send requests, and the page shows what becomes of each.
+
+Or without one:
 
 Move 5.00 from Alice to Bob (again: the same transfer, moved once):
   ${transfer(500)}

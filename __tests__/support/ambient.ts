@@ -36,6 +36,7 @@ export const ambient = `
 
     const hash: (password: string) => string;
     const tenantOf: (req: Request) => number;
+    const sessionMetrics: (knex: Knex, sessions: ours.SessionMiddleware) => { handler: RequestHandler; stop(): void };
     const isOn: (flag: string, req: Request) => boolean;
     const sendMail: (about: object) => Promise<void>;
     const charge: (order: string, options: { signal: AbortSignal }) => Promise<string>;

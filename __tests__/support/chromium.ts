@@ -21,7 +21,7 @@ export function describeInChromium(name: string, tests: () => void): void {
     describe(name, tests);
     return;
   }
-  console.warn(`Skipped: Chromium is not installed (Debian and Ubuntu: apt-get install chromium). Not tested in a browser: ${name}.`);
+  console.warn(`Skipped: Chromium is not installed (Debian: apt-get install chromium). Not tested in a browser: ${name}.`);
   describe.skip(`${name} (skipped: Chromium is not installed)`, tests);
 }
 
