@@ -2,7 +2,7 @@ const { basename } = require('node:path');
 const { default: Sequencer } = require('@jest/test-sequencer');
 
 /** They wait or work for long: begun last, they would leave the other workers idle. Jest knows that only from an earlier run. */
-const LONG = ['chaos', 'launcher', 'example-app-shutdown', 'random-ends', 'packaging', 'types'];
+const LONG = ['chaos', 'example-app-live-page', 'launcher', 'example-app-shutdown', 'random-ends', 'packaging', 'types'];
 
 module.exports = class extends Sequencer {
   /**
