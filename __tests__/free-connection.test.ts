@@ -40,6 +40,12 @@ describe('a connection that is free', () => {
     await ledger.isClean(knex);
   });
 
+  it('is taken where `pool` is null, as a configuration in JSON may have it', async () => {
+    const knex = ledger.pool({ pool: null as never });
+    await knex.raw('SELECT 1');
+    expect((await withSession(knex, (session) => session.raw('SELECT 1 AS one'))).rows).toEqual([{ one: 1 }]);
+  });
+
   it('goes to those who have waited, not to who comes at that moment', async () => {
     const { knex } = await warm();
     const mayEnd = deferred();

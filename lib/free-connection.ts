@@ -54,8 +54,8 @@ function isTarn(pool: Tarn): boolean {
 }
 
 /** Whether Knex has nothing to ask of a connection but that it lives: no `validate`, no lifetime, no settings that expire. */
-function hasKnownOptions({ connection, connectionPool, pool = {} }: Knex.Config & { connectionPool?: unknown }): boolean {
-  return connectionPool === undefined && typeof connection !== 'function' && Object.keys(pool).every((name) => HARMLESS.has(name));
+function hasKnownOptions({ connection, connectionPool, pool }: Knex.Config & { connectionPool?: unknown }): boolean {
+  return connectionPool === undefined && typeof connection !== 'function' && Object.keys(pool ?? {}).every((name) => HARMLESS.has(name));
 }
 
 /** Whether no class that was made of Knex's has its own way. */

@@ -71,7 +71,15 @@ export class Follower {
     // Not those by which the page looks what has become of the others.
     if (this.isFollowing && !req.get('live-page')) {
       this.begin(req);
-      res.once('close', () => this.close(req, res));
+      // A pipelined response that still waits for the one before it tells of no `close` when its connection is reset.
+      const { socket } = req;
+      const close = (): void => {
+        res.removeListener('close', close);
+        socket.removeListener('close', close);
+        this.close(req, res);
+      };
+      res.once('close', close);
+      socket.once('close', close);
     }
     next();
   };

@@ -19,7 +19,7 @@ export class Watchers {
 
   constructor(private readonly occasions: Occasions) {}
 
-  add(_req: Request, res: Response): void {
+  add({ socket }: Request, res: Response): void {
     if (this.isClosed) {
       res.destroy(); // An EventSource asks again after that, and not after a 503.
       return;
@@ -34,6 +34,8 @@ export class Watchers {
     res.write(event('hello', this.occasions.hello()));
     this.responses.add(res);
     res.once('close', () => this.remove(res));
+    // A response that still waits for the one before it tells of no `close` when its connection is reset.
+    socket.once('close', () => this.remove(res));
   }
 
   tell(name: string, message: object): void {
@@ -54,8 +56,7 @@ export class Watchers {
   }
 
   private remove(res: Response): void {
-    this.responses.delete(res);
-    if (this.responses.size > 0) return;
+    if (!this.responses.delete(res) || this.responses.size > 0) return;
     clearInterval(this.heartbeat);
     this.occasions.onLast();
   }
