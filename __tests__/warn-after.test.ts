@@ -251,6 +251,22 @@ describe('warnAfter', () => {
     expect(logged[0]).not.toContain('secret');
   });
 
+  it('does not ask for the options again, in its timer', async () => {
+    const settings: Record<string, string> = { 'app.a': 'x' };
+    const told: unknown[] = [];
+    const options = { settings, warnAfter: 20, onError: (error: unknown) => void told.push(error) };
+    await withSession(
+      ledger.knex,
+      async (session) => {
+        await session.raw('SELECT 1');
+        settings['app.a'] = undefined as never;
+        await linger();
+      },
+      options,
+    );
+    expect(told).toEqual([expect.any(SessionOpenLongError)]);
+  });
+
   it('goes on if onError throws', async () => {
     const logged: string[] = [];
     const knex = ledger.pool({ log: { error: (message: string) => void logged.push(message), warn() {} } });

@@ -149,8 +149,7 @@ export abstract class MountedSession implements TransactionOwner {
     if (this.options.warnAfter !== 0) this.face.noteFirstUse(this.scope);
   }
 
-  onOpenLong({ lastStatement }: TransactionMessage, ms: number): SessionOpenLongError {
-    const { warnAfter } = this.terms();
+  onOpenLong({ lastStatement }: TransactionMessage, ms: number, warnAfter: number): SessionOpenLongError {
     const error = new SessionOpenLongError(warnAfter, routeOf(this.request), ms, lastStatement, this.face.firstUseOf(this.scope));
     this.report(error);
     return error;

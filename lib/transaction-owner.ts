@@ -31,7 +31,7 @@ export interface TransactionOwner extends Subject {
   /** Gives a hook a unit of work of its own; its errors are reported. */
   runHook(hook: Hook): Promise<void>;
   /** The transaction is open for longer than `warnAfter`. */
-  onOpenLong(transaction: TransactionMessage, ms: number): SessionOpenLongError;
+  onOpenLong(transaction: TransactionMessage, ms: number, warnAfter: number): SessionOpenLongError;
   /** Called when someone asks to be told of an interruption. */
   onSignal(): void;
   /** The transaction was interrupted while it was open: it must be settled now. */

@@ -280,7 +280,7 @@ export class Transaction extends StatementRunner {
       const hold = new ConnectionHold(connection, terms);
       this.hold = hold;
       this.observation?.opened();
-      this.observation?.warnAfter(terms.warnAfter, (message, ms) => this.owner.onOpenLong(message, ms));
+      this.observation?.warnAfter(terms.warnAfter, (message, ms) => this.owner.onOpenLong(message, ms, terms.warnAfter));
       hold.watch(
         () => this.streams?.movedAt ?? 0,
         () => this.interrupt(new SessionTimeoutError(terms.transactionTimeout)),

@@ -58,8 +58,7 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
       willRepeat: () => false,
       runHook: (hook) => runHook({ ...unit, terms: (own) => unit.terms([...added, ...own]) }, hook),
       onSignal: () => {},
-      onOpenLong: ({ lastStatement }, ms) => {
-        const { warnAfter } = unit.terms(added);
+      onOpenLong: ({ lastStatement }, ms, warnAfter) => {
         const error = new SessionOpenLongError(warnAfter, unit.request && routeOf(unit.request), ms, lastStatement, face.firstUseOf(scope));
         unit.report(error);
         return error;

@@ -36,8 +36,9 @@ export function createLive(knex: Knex, sessions: SessionMiddleware): Live {
     }),
   });
 
-  const page = Router();
-  page.get('/live/events', (req, res) => watchers.add(req, res));
+  const page = Router({ caseSensitive: true, strict: true });
+  // A HEAD would never end.
+  page.get('/live/events', (req, res, next) => (req.method === 'GET' ? watchers.add(req, res) : next()));
   page.get([...FILES.keys()], (req, res) => {
     res.set({ 'Cache-Control': 'no-store', 'Content-Security-Policy': "default-src 'self'; img-src 'self' data:" });
     res.sendFile(FILES.get(req.path) as string, { root: PAGE, cacheControl: false });

@@ -47,6 +47,14 @@ async function hello(): Promise<{ requests: unknown[] }> {
   return JSON.parse(/event: hello\ndata: (.*)/.exec(text)?.[1] as string);
 }
 
+it.each(['/live/page.css/', '/LIVE/page.css'])('answers %s with 404', async (path) => {
+  expect((await fetch(http.url + path)).status).toBe(404);
+});
+
+it('answers HEAD for the stream of events, which would have no end', async () => {
+  expect((await fetch(`${http.url}/live/events`, { method: 'HEAD' })).status).toBe(404);
+});
+
 it('leaves a stream of events whose client has gone', async () => {
   await behindReset('/live/events');
   await eventually(() => expect(sessionChannels.acquire.hasSubscribers).toBe(false));
