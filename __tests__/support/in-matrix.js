@@ -26,6 +26,7 @@ const coreFiles = {
     ...['bad-input-transaction-control', 'statements-control', 'statements-errors', 'statements-order', 'no-transaction', 'checkpoint'],
     ...['wire-atomic', 'wire-first-statement', 'wire-pools', 'wire-round-trips', 'matrix-sql-errors', 'matrix-connection'],
   ],
+  'what is told of it': ['events', 'events-reasons', 'warn-after'],
   'work that is repeated': ['retryable', 'retryable-requests', 'retryable-responses'],
 };
 
