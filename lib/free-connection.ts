@@ -35,12 +35,15 @@ function isHeard(emitter: EventEmitter): boolean {
   return emitter.listenerCount('acquireRequest') > 0 || emitter.listenerCount('acquireSuccess') > 0;
 }
 
-const arePlain = new WeakMap<object, boolean>();
+const arePlain = new WeakMap<Tarn, boolean>();
+/** `knex.initialize()` makes another one, of options that the client does not show. */
+const firstPools = new WeakMap<Knex.Client, Tarn>();
 
 function isPlain(client: Knex.Client, pool: Tarn): boolean {
   let isPlain = arePlain.get(pool);
   if (isPlain === undefined) {
-    isPlain = isTarn(pool) && hasKnownOptions(client.config) && isKnexOwn(client);
+    if (!firstPools.has(client)) firstPools.set(client, pool);
+    isPlain = firstPools.get(client) === pool && isTarn(pool) && hasKnownOptions(client.config) && isKnexOwn(client);
     arePlain.set(pool, isPlain);
   }
   // Somebody may put methods of his own in between at any time.

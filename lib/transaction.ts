@@ -276,6 +276,8 @@ export class Transaction extends StatementRunner {
     try {
       const terms = this.firstUse();
       if (terms.warnAfter > 0 || areTransactionsObserved()) this.observation = new Observation(this.owner, rootOf(level).txid);
+      // A listener, or a function of the options, may have ended the session: nobody would give the connection back.
+      if (this.isAbandoned) throw this.interruption.reason ?? this.closed;
       const connection = this.owner.take(terms.beginning) ?? (await this.acquire(terms));
       const hold = new ConnectionHold(connection, terms);
       this.hold = hold;
