@@ -170,7 +170,8 @@ describe.each(flavours)('on $version, when a listener throws', (flavour) => {
       async (req, res) => {
         await insert(req, 'a');
         await ledger.killBackend();
-        await req.session.rollback();
+        // Whether it has heard by now that its connection is dead, or hears it as the answer to ROLLBACK.
+        await req.session.rollback().catch(() => {});
         await insert(req, 'b').catch(({ code }) => res.status(409).send(code));
       },
       { flavour },
