@@ -135,6 +135,22 @@ describe('when no connection comes within acquireTimeout', () => {
     expect((await site.get()).status).toBe(201);
   });
 
+  it('answers 503 when the event loop was busy for longer than that (Node 21 and later warn of timers that should have passed)', async () => {
+    const { knex, give } = await takenPool();
+    const busy: Handler = async (req, res) => {
+      const stored = insert(req, 'a');
+      stored.catch(() => {});
+      await eventually(() => expect(poolUsage(knex).pendingAcquires).toBe(1));
+      const until = performance.now() + 150;
+      while (performance.now() < until);
+      await stored;
+      res.status(201).end();
+    };
+    const site = await openSite(ledger, busy, { knex, acquireTimeout: 100 });
+    expect((await site.get()).status).toBe(503);
+    give();
+  });
+
   it('rejects withSession() with the same error, and its work may go on without the database', async () => {
     const { knex, give } = await takenPool();
     const call = withSession(knex, (session) => session.raw('SELECT 1'), { acquireTimeout: 50 });

@@ -45,7 +45,9 @@ export class Deadline extends AsyncResource {
   /** Gets a timer of its own. */
   grow(): void {
     const { onPassed, passesAt } = this;
-    this.timer = this.runInAsyncScope(() => setTimeout(onPassed as () => void, Math.ceil(passesAt - now())));
+    // Where the event loop was busy for longer than that, it has passed by now: Node 21 and later warn of a negative delay.
+    const ms = Math.max(1, Math.ceil(passesAt - now()));
+    this.timer = this.runInAsyncScope(() => setTimeout(onPassed as () => void, ms));
   }
 
   clear(): void {
