@@ -20,7 +20,10 @@ import {
   precededBy,
   QUERY_CANCELED,
   runCommand,
+  type SendQuery,
   type Statement,
+  StatementConnection,
+  sendTo,
   transactionStatus,
   whenReady,
 } from './postgres';
@@ -79,7 +82,8 @@ export class PooledConnection implements Connection {
   private beginningWith: Promise<unknown> | undefined;
   private readonly watch: LossWatch;
   private cancelling: Promise<void> | undefined;
-  private readonly whenLost = new Set<() => void>();
+  private whenLost: Set<() => void> | undefined;
+  private readonly send: SendQuery;
 
   /** @param client receives the events of the commands that the session sends itself, as with `knex.transaction()` */
   constructor(
@@ -91,6 +95,7 @@ export class PooledConnection implements Connection {
   ) {
     // Nothing to begin: statements that commit by themselves.
     this.hasBegun = beginning.commands.length === 0;
+    this.send = sendTo(pg);
     observeStatus(pg);
     this.watch = watchLoss(pg);
     this.watch.onLost = this.onLost;
@@ -119,11 +124,7 @@ export class PooledConnection implements Connection {
     this.takesMore = this.pg.pipeline === true && isGroupable(statement);
     if (this.takesMore) holdTogether(this.pg);
     if (this.hasBegun) {
-      // With others under way, the connection's own mark is that of the last.
-      const connection = this.takesMore
-        ? this.likeConnection({ query: (config, callback) => this.pg.query(config, callback) }, txid)
-        : this.taggedWith(txid);
-      return this.pool.client.query.call(client, connection, statement);
+      return this.pool.client.query.call(client, this.sending(this.send, txid), statement);
     }
     if (this.beginningWith) return this.follow(client, statement, txid);
     const first = this.queryFirst(client, statement, txid);
@@ -144,11 +145,11 @@ export class PooledConnection implements Connection {
     if (grouped === undefined) {
       this.takesMore = false;
       await this.begin();
-      return this.pool.client.query.call(client, this.taggedWith(txid), statement);
+      return this.pool.client.query.call(client, this.sending(this.send, txid), statement);
     }
     let result: unknown;
     try {
-      result = await this.pool.client.query.call(client, this.likeConnection(grouped, txid), statement);
+      result = await this.pool.client.query.call(client, this.sending(grouped, txid), statement);
     } catch (error) {
       if (isGivenUp(error)) throw error;
       // The answer to BEGIN may still be on its way behind an error of the driver's own.
@@ -172,7 +173,7 @@ export class PooledConnection implements Connection {
   private async follow(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
     const guarded = isGroupable(statement) && precededBy(this.pg, { commands: [], isRequested: false, completed: 0, isBehind: true });
     try {
-      if (guarded) return await this.pool.client.query.call(client, this.likeConnection(guarded, txid), statement);
+      if (guarded) return await this.pool.client.query.call(client, this.sending(guarded, txid), statement);
       await this.beginningWith;
     } catch (error) {
       await this.beginningWith;
@@ -183,8 +184,9 @@ export class PooledConnection implements Connection {
     return this.query(client, statement, txid);
   }
 
-  private likeConnection(sender: Pick<PgConnection, 'query'>, txid: string | undefined): object {
-    return { __knexUid: this.pg.__knexUid, __knexTxId: txid, ...sender };
+  /** Knex reads the transaction's id, which its events carry, from the connection: with others under way, one mark is not enough. */
+  private sending(send: SendQuery, txid: string | undefined): StatementConnection {
+    return new StatementConnection(this.pg.__knexUid, txid, send);
   }
 
   async stream(client: KnexClient, statement: Statement, txid: string | undefined, stream: Transform, options: unknown): Promise<unknown> {
@@ -250,7 +252,7 @@ export class PooledConnection implements Connection {
 
   private cancelStatement(): Promise<void> {
     // A connection that is lost meanwhile, be it by destroy(), leaves nothing that a late cancel could hit.
-    const lost = new Promise<void>((resolve) => this.whenLost.add(resolve));
+    const lost = new Promise<void>((resolve) => this.onceLost(resolve));
     return Promise.race([cancelUntilReady(this.pg, this.pool.streamOption), lost]);
   }
 
@@ -268,8 +270,8 @@ export class PooledConnection implements Connection {
         destroyStream(stream, this.lostBecause as Error, true);
         reject(this.lostBecause);
       };
-      this.whenLost.add(end);
-      stream.once('close', () => this.whenLost.delete(end));
+      this.onceLost(end);
+      stream.once('close', () => this.whenLost?.delete(end));
     });
   }
 
@@ -292,7 +294,7 @@ export class PooledConnection implements Connection {
     return new SessionUnavailableError(cause);
   }
 
-  /** Knex reads the transaction's id, which its events carry, from the connection: for statements that run one at a time. */
+  /** A stream needs pg's own connection. */
   private taggedWith(txid: string | undefined): PgConnection {
     this.pg.__knexTxId = txid;
     return this.pg;
@@ -306,8 +308,13 @@ export class PooledConnection implements Connection {
 
   private readonly onLost = (error?: unknown): void => {
     this.lostBecause ??= error ?? new Error('The connection to the database ended.');
-    for (const end of this.whenLost) end();
+    for (const end of this.whenLost ?? []) end();
   };
+
+  private onceLost(end: () => void): void {
+    this.whenLost ??= new Set();
+    this.whenLost.add(end);
+  }
 }
 
 function noop(): void {}

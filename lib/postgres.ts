@@ -23,6 +23,7 @@ export interface PgConnection {
   readonly processID?: number | null | undefined;
   readonly secretKey?: number | null | undefined;
   query(query: unknown, callback?: QueryCallback): unknown;
+  query(text: string, values: readonly unknown[], callback: QueryCallback): unknown;
   getTransactionStatus?(): string | null;
   end(): Promise<void>;
   on(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;
@@ -61,7 +62,38 @@ interface PgQuery {
   handleDataRow(message: unknown): void;
   handleCommandComplete(message: unknown, wire: Wire): void;
 }
-type PgQueryClass = new (config: object, callback: QueryCallback) => PgQuery;
+type PgQueryClass = new (query: object | string, values: unknown, callback: QueryCallback) => PgQuery;
+
+/** What Knex asks pg to send. */
+interface QueryConfig {
+  readonly text: string;
+  readonly values: readonly unknown[];
+}
+
+/** Whether it has no more to say than text and values. */
+function isPlain(config: object): config is QueryConfig {
+  for (const name in config) if (name !== 'text' && name !== 'values') return false;
+  const { text, values } = config as Partial<QueryConfig>;
+  return typeof text === 'string' && Array.isArray(values);
+}
+
+/** What Knex takes for the connection, for one statement. */
+export class StatementConnection {
+  constructor(
+    readonly __knexUid: string | undefined,
+    readonly __knexTxId: string | undefined,
+    readonly query: SendQuery,
+  ) {}
+}
+
+/** pg's `query`, as Knex calls it. */
+export type SendQuery = (config: object, callback: QueryCallback) => unknown;
+
+/** pg copies an object with the descriptors of all its properties, which takes longer than all else that it does to send a statement. */
+export function sendTo(connection: PgConnection): SendQuery {
+  return (config, callback) =>
+    isPlain(config) ? connection.query(config.text, config.values, callback) : connection.query(config, callback);
+}
 
 /** A statement as Knex has compiled it. */
 export interface Statement {
@@ -95,21 +127,19 @@ export interface Preamble {
  * Puts commands (BEGIN) in front of a statement, under **one Sync**: no round trip more. If a command fails, the server skips
  * all that follows up to the Sync (PostgreSQL: "Extended Query", protocol-flow), so the statement never runs without it.
  *
- * 1. Returns an object with a `query` method to be used in place of the connection, for one statement.
+ * 1. Returns what is to be used in place of the connection's `query`, for one statement.
  * 2. A named prepared statement and a paged one (`rows`) are not grouped: pg would take the answer to the command's Parse for theirs.
  * 3. Several statements in one string are not: the extended protocol refuses them.
  * 4. pg-native has no wire to write to: undefined.
  * 5. In pg's pipeline mode, statements that follow before the answer to BEGIN (`isBehind`) ask for the portal that BEGIN was run in: a
  *    portal ends with its transaction, so if there is none, the server skips them as well.
  */
-export function precededBy(connection: PgConnection, preamble: Preamble): Pick<PgConnection, 'query'> | undefined {
+export function precededBy(connection: PgConnection, preamble: Preamble): SendQuery | undefined {
   const Query = (connection.constructor as { Query?: PgQueryClass }).Query;
   if (Query === undefined || typeof connection.connection?.parse !== 'function') return undefined;
-  return {
-    query: (config: unknown, callback: QueryCallback) => {
-      preamble.isRequested = true;
-      return connection.query(new (groupedQueryOf(Query))(config as object, callback, preamble, connection.pipeline === true));
-    },
+  return (config, callback) => {
+    preamble.isRequested = true;
+    return connection.query(new (groupedQueryOf(Query))(config, callback, preamble, connection.pipeline === true));
   };
 }
 
@@ -156,7 +186,8 @@ function makeGroupedQuery(Query: PgQueryClass) {
       readonly preamble: Preamble,
       private readonly isPipelined: boolean,
     ) {
-      super(config, callback);
+      const hasAll = isPlain(config);
+      super(hasAll ? config.text : config, hasAll ? config.values : undefined, callback);
       // Unnamed to the server, and named to tracers that put their comment into a copy of it (instrumentation-pg): pg makes a query of its own
       // of a copy, without BEGIN.
       this.name = '';
