@@ -214,34 +214,33 @@ export class RequestSession extends MountedSession implements GateKeeper {
     return this.commitAt === 'end' || this.scope.transaction.hasOpenStream;
   }
 
-  async settle(isBeginning: boolean, failedBefore?: { readonly error: unknown }): Promise<void> {
-    const hasFailed = failedBefore !== undefined;
-    if (hasFailed && this.attempt?.takes(failedBefore.error)) this.scope.transaction.hooks = undefined;
-    if (this.failure) {
-      await this.settleFailed(this.failure);
-      return;
-    }
-    const { interruptedBy } = this.scope.transaction;
-    if (interruptedBy && !this.isClientGone) {
-      await this.scope.settle('rollback', RESPONSE_HAS_ENDED).catch(() => {});
-      // The handler first, which hears of it by its statement: behind the error handlers, its rejection would be told once more, by Express.
-      await nextTurn();
-      throw interruptedBy;
-    }
+  settle(isBeginning: boolean, failedBefore?: { readonly error: unknown }): Promise<void> {
+    const { scope } = this;
+    if (failedBefore && this.attempt?.takes(failedBefore.error)) scope.transaction.hooks = undefined;
+    if (this.failure) return this.settleFailed(this.failure);
+    const { interruptedBy } = scope.transaction;
+    if (interruptedBy && !this.isClientGone) return this.settleInterrupted(interruptedBy);
     const because = isBeginning ? RESPONSE_HAS_BEGUN : RESPONSE_HAS_ENDED;
+    const giveUp = (error: unknown): Promise<void> =>
+      scope.settle('rollback', because, undefined, { reason: 'error', error }).catch(() => {});
+    if (failedBefore) return giveUp(failedBefore.error);
     let decision: Decision;
     try {
-      decision = hasFailed ? 'rollback' : this.decide();
-      if (this.mount.isDiagnosing && decision === 'rollback' && !hasFailed)
-        diagnoseRollback(this.exchange, this.scope.transaction, this.options);
+      decision = this.decide();
+      if (this.mount.isDiagnosing && decision === 'rollback') diagnoseRollback(this.exchange, scope.transaction, this.options);
     } catch (error) {
-      await this.scope.settle('rollback', because, undefined, { reason: 'error', error }).catch(() => {});
-      throw error;
+      return giveUp(error).then(() => Promise.reject(error));
     }
-    const why = hasFailed ? ({ reason: 'error', error: failedBefore.error } as const) : undefined;
-    const settled = this.scope.settle(decision, because, undefined, why);
+    const settled = scope.settle(decision, because);
     // A session that the handler failed to commit itself: its own answer to that is kept, if it is no success.
-    await (decision === 'commit' ? settled : settled.catch(() => {}));
+    return decision === 'commit' ? settled : settled.catch(() => {});
+  }
+
+  private async settleInterrupted(reason: SessionError): Promise<void> {
+    await this.scope.settle('rollback', RESPONSE_HAS_ENDED).catch(() => {});
+    // The handler first, which hears of it by its statement: behind the error handlers, its rejection would be told once more, by Express.
+    await nextTurn();
+    throw reason;
   }
 
   /**

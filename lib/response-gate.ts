@@ -37,6 +37,10 @@ export interface Exchange {
   readonly earlyHeaders: EarlyHeaders;
 }
 
+interface Source {
+  unpipe(destination: unknown): unknown;
+}
+
 type Method = (...args: any[]) => any;
 const GATE = Symbol('express-knex-session.gate');
 
@@ -70,7 +74,7 @@ export class ResponseGate {
   private readonly original: Record<'write' | 'end' | 'writeHead' | 'flushHeaders' | '_send', Method>;
   private readonly savedHead: SavedHead;
   private readonly drain: HeldDrain;
-  private readonly sources = new Set<{ unpipe(destination: unknown): unknown }>();
+  private sources: Set<Source> | undefined;
   private readonly res: Response & Internals;
   private readonly head: DeferredHead;
   /** Whether anything was handed on, be it to Node or to what other middleware has put in between. */
@@ -117,7 +121,10 @@ export class ResponseGate {
     return holder[GATE];
   }
 
-  private readonly onPipe = (source: { unpipe(destination: unknown): unknown }): void => void this.sources.add(source);
+  private readonly onPipe = (source: Source): void => {
+    this.sources ??= new Set();
+    this.sources.add(source);
+  };
 
   private writeHead(args: unknown[]): unknown {
     // Node refuses a second head, and a wrong one, by itself.
@@ -185,7 +192,7 @@ export class ResponseGate {
     if (this.phase === 'open' && !this.letsBytesFlow) {
       this.noteHeld(args);
       this.hold(write);
-      Object.defineProperty(res, 'writableNeedDrain', { configurable: true, value: true });
+      Object.defineProperty(res, 'writableNeedDrain', TRUE);
       return false;
     }
     if (this.phase === 'open') {
@@ -221,7 +228,7 @@ export class ResponseGate {
       );
     }
     // It stays true: the real end follows, unless the response is discarded. (A getter of its own would slow down all of `res`.)
-    Object.defineProperty(res, 'writableEnded', { configurable: true, value: true });
+    Object.defineProperty(res, 'writableEnded', TRUE);
     return res;
   }
 
@@ -304,36 +311,40 @@ export class ResponseGate {
       delete (res as { writableNeedDrain?: boolean }).writableNeedDrain;
       this.drain.release();
     };
-    this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded, failure).then(
-      () => {
-        // Our methods stay where they are, and stand aside: to take them off costs more.
-        leave();
-        this.replay();
-        if (isDestroyRequested) res.destroy();
+    const pass = (): void => {
+      // Our methods stay where they are, and stand aside: to take them off costs more.
+      leave();
+      this.replay();
+      if (isDestroyRequested) res.destroy();
+      letSocketGo();
+    };
+    const refuse = ({ error, keeper }: Failure): void => {
+      leave();
+      this.overrides.remove();
+      if (hasStreamed) {
+        this.cut(error, keeper);
         letSocketGo();
-      },
-      ({ error, keeper }: Failure) => {
-        leave();
-        this.overrides.remove();
-        if (hasStreamed) {
-          this.cut(error, keeper);
-          letSocketGo();
-          return;
-        }
-        const retry = keeper.retry?.(error);
-        if (retry) {
-          this.takeBack();
-          letSocketGo();
-          retry();
-          return;
-        }
-        onClose(this.exchange.req, res, letSocketGo);
-        this.discard(error);
-      },
-    );
+        return;
+      }
+      const retry = keeper.retry?.(error);
+      if (retry) {
+        this.takeBack();
+        letSocketGo();
+        retry();
+        return;
+      }
+      onClose(this.exchange.req, res, letSocketGo);
+      this.discard(error);
+    };
+    const isBeginning = !hasStreamed && !this.hasHandlerEnded;
+    const [keeper, ...others] = this.keepers as [GateKeeper, ...GateKeeper[]];
+    this.settling =
+      failure === undefined && others.length === 0
+        ? keeper.settle(isBeginning).then(pass, (error) => refuse({ error, keeper }))
+        : this.settleAll(isBeginning, failure).then(pass, refuse);
   }
 
-  private async settle(isBeginning: boolean, failure?: Failure): Promise<void> {
+  private async settleAll(isBeginning: boolean, failure?: Failure): Promise<void> {
     let first = failure;
     for (const keeper of this.keepers) {
       try {
@@ -391,7 +402,7 @@ export class ResponseGate {
     this.phase = 'discarded';
     delete (res as { writableEnded?: boolean }).writableEnded;
     this.queue = [];
-    for (const source of this.sources) source.unpipe(res);
+    for (const source of this.sources ?? []) source.unpipe(res);
   }
 
   private discard(error: unknown): void {
@@ -400,7 +411,7 @@ export class ResponseGate {
     this.savedHead.restore();
     spareConnection(exchange.req, res);
     // A pipe that has been taken off writes no more.
-    answerWithError(error, { ...exchange, hasHandlerEnded: hasHandlerEnded || this.sources.size > 0 });
+    answerWithError(error, { ...exchange, hasHandlerEnded: hasHandlerEnded || this.sources !== undefined });
   }
 
   /** The handler has failed. If bytes of its success have left, no error handler must complete them. */
@@ -415,6 +426,7 @@ export class ResponseGate {
   }
 }
 
+const TRUE = { configurable: true, value: true };
 const WRAPPED_BY_COMPRESSION = ['on', 'addListener', 'once', 'flush'];
 
 function isChunk(value: unknown): boolean {

@@ -6,7 +6,8 @@ type Method = (...args: any[]) => any;
 
 /** Puts methods on an object and takes them off again, with all that others have put there in the meantime. */
 export class Overrides<T extends object> {
-  private readonly entries: { name: string; value: Method }[] = [];
+  /** What was there before, in the order of its replacement: names and methods in turn. */
+  private readonly before: (string | Method)[] = [];
   private names: readonly string[] = [];
 
   constructor(private readonly target: T) {}
@@ -15,7 +16,7 @@ export class Overrides<T extends object> {
   set(name: string, method: Method): Method {
     const target = this.target as Record<string, Method>;
     const value = target[name] as Method;
-    this.entries.push({ name, value });
+    this.before.push(name, value);
     target[name] = method;
     return value;
   }
@@ -24,14 +25,14 @@ export class Overrides<T extends object> {
   remember(names: readonly string[]): void {
     const target = this.target as Record<string, Method>;
     this.names = names;
-    for (const name of names) if (Object.hasOwn(target, name)) this.entries.push({ name, value: target[name] as Method });
+    for (const name of names) if (Object.hasOwn(target, name)) this.before.push(name, target[name] as Method);
   }
 
   /** Also where someone has wrapped ours since: their memory of the response would outlive it. */
   remove(): void {
     const target = this.target as Record<string, Method>;
     for (const name of this.names) delete target[name];
-    for (const { name, value } of this.entries.reverse()) target[name] = value;
+    for (let i = this.before.length - 2; i >= 0; i -= 2) target[this.before[i] as string] = this.before[i + 1] as Method;
   }
 }
 
