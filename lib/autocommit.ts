@@ -35,7 +35,7 @@ export class Autocommit extends Transaction {
   override async lease(level: Level): Promise<Lease> {
     this.assertOpen();
     this.terms ??= this.owner.onFirstUse();
-    const acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted, AUTOCOMMIT), this.terms.acquireTimeout);
+    const acquisition = new Acquisition((wish) => this.owner.connect(wish, AUTOCOMMIT), this.terms.acquireTimeout);
     return new Lease(await acquisition.connection, level, false, this);
   }
 

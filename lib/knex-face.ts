@@ -1,13 +1,14 @@
 import type { EventEmitter } from 'node:events';
 import type { Transform } from 'node:stream';
 import type { Knex } from 'knex';
+import type { Wish } from './acquisition';
 import type { Beginning, Settings } from './beginning';
 import { type Connection, type KnexClient, type Pool, PooledConnection } from './connection';
 import { bindToContext, outsideOfContext, runUnitInContext } from './context';
 import { SessionError } from './errors';
 import { publishDestroyed } from './events';
-import { takeFreeConnection } from './free-connection';
 import type { HookKind } from './hooks';
+import { handOver, queueForConnection, takeFreeConnection } from './knex-pool';
 import { stackOfCaller } from './origin';
 import { OuterTransaction } from './outer-transaction';
 import { endAtOnce, type PgConnection, type Statement } from './postgres';
@@ -111,7 +112,7 @@ export class KnexFace {
             publishDestroyed(scope.transaction.owner, reason);
           }
           // It may open another one for those who wait.
-          outsideOfContext(() => pool.release(connection));
+          if (!handOver(connection, pool)) outsideOfContext(() => pool.release(connection));
         },
         get streamOption() {
           return streamOptionOf(client);
@@ -141,13 +142,20 @@ export class KnexFace {
   }
 
   /** Takes a connection from the pool, or a savepoint in the transaction that stands for Knex. */
-  async connect(scope: Scope, isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
+  async connect(scope: Scope, wish: Wish, beginning: Beginning): Promise<Connection> {
     if (this.outer) return OuterTransaction.join(this.outer, scope.client, streamOptionOf(this.outer.client), beginning);
     for (;;) {
-      const pg: PgConnection = await outsideOfContext(() => this.knex.client.acquireConnection());
-      const connection = this.cleanOne(pg, scope, beginning, isWanted());
+      const pg = await this.pgFor(wish);
+      const connection = this.cleanOne(pg, scope, beginning, wish.isWanted);
       if (connection) return connection;
     }
+  }
+
+  private pgFor(wish: Wish): Promise<PgConnection> {
+    const place = queueForConnection(this.knex.client, wish.patience);
+    if (place === undefined) return outsideOfContext(() => this.knex.client.acquireConnection());
+    wish.onUnwanted = () => place.leave();
+    return place.promise;
   }
 }
 

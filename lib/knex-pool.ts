@@ -2,14 +2,21 @@ import type { EventEmitter } from 'node:events';
 import type { Knex } from 'knex';
 import type { PgConnection } from './postgres';
 
-/** What the pool of a Knex client (tarn) has to itself, as far as it is used here. */
+/** The pool of a Knex client (tarn), as far as its inside is used here. */
 interface Tarn {
   readonly destroyed: boolean;
-  readonly free: { readonly resource: PgConnection }[];
-  readonly used: unknown[];
-  readonly pendingAcquires: readonly unknown[];
+  readonly max: number;
+  readonly acquireTimeoutMillis: number;
+  readonly free: Resource[];
+  readonly used: Resource[];
+  readonly pendingCreates: readonly unknown[];
+  readonly pendingAcquires: unknown[];
   readonly emitter: EventEmitter;
   readonly interval: unknown;
+}
+
+interface Resource {
+  readonly resource: PgConnection;
 }
 
 /**
@@ -31,9 +38,79 @@ export function takeFreeConnection(client: Knex.Client): PgConnection | undefine
   return free.resource;
 }
 
-function isHeard(emitter: EventEmitter): boolean {
-  return emitter.listenerCount('acquireRequest') > 0 || emitter.listenerCount('acquireSuccess') > 0;
+/**
+ * Waits for a connection of a pool that is full, in tarn's own queue, and without its timer, its dozen promises, and their 3 kB for as long
+ * as it takes. Whoever waits must give up by himself.
+ *
+ * @param patience for how many ms
+ * @returns undefined if the client must be asked, see {@link takeFreeConnection}
+ */
+export function queueForConnection(client: Knex.Client, patience: number): PlaceInQueue | undefined {
+  const pool = client.pool as unknown as Tarn | undefined;
+  if (pool === undefined || !isPlain(client, pool) || pool.destroyed || isHeard(pool.emitter)) return undefined;
+  // Knex has a limit of its own, and an error that says so.
+  if (patience > pool.acquireTimeoutMillis) return undefined;
+  // Another connection is made if somebody asks for it.
+  if (pool.free.length > 0 || pool.used.length + pool.pendingCreates.length < pool.max) return undefined;
+  return new PlaceInQueue(pool.pendingAcquires);
 }
+
+/** What tarn sees of one that waits (its `PendingOperation`). */
+export class PlaceInQueue {
+  /** Rejects if no connection can be made, or when the pool is destroyed. */
+  readonly promise: Promise<PgConnection>;
+  isRejected = false;
+  /** Why no connection could be made: tarn's note. */
+  possibleTimeoutCause: unknown = null;
+  resolve!: (connection: PgConnection) => void;
+  private fail!: (error: unknown) => void;
+
+  constructor(private readonly queue: unknown[]) {
+    this.promise = new Promise((resolve, reject) => {
+      this.resolve = resolve;
+      this.fail = reject;
+    });
+    queue.push(this);
+  }
+
+  reject(error: unknown): void {
+    this.isRejected = true;
+    this.leave();
+    this.fail(error);
+  }
+
+  abort(): void {
+    this.reject(new Error('aborted'));
+  }
+
+  /** One that tarn is looking for a connection for gets it all the same. */
+  leave(): void {
+    const index = this.queue.indexOf(this);
+    if (index >= 0) this.queue.splice(index, 1);
+  }
+}
+
+/**
+ * Gives a connection to whoever has waited longest, if that is one of ours: tarn would look at it once more, by another dozen promises and
+ * two timers.
+ *
+ * @returns whether it was given: if not, it goes back to the pool
+ */
+export function handOver(connection: PgConnection, pool: object): boolean {
+  const { pendingAcquires, used, destroyed, emitter } = pool as Partial<Tarn>;
+  const next = pendingAcquires?.[0];
+  if (!(next instanceof PlaceInQueue) || destroyed || connection.__knex__disposed) return false;
+  if (isHeard(emitter as EventEmitter) || Object.hasOwn(pool, 'release')) return false;
+  if (!used?.some(({ resource }) => resource === connection)) return false;
+  next.leave();
+  next.resolve(connection);
+  return true;
+}
+
+function isHeard(emitter: EventEmitter): boolean {
+  return EVENTS.some((event) => emitter.listenerCount(event) > 0);
+}
+const EVENTS = ['acquireRequest', 'acquireSuccess', 'acquireFail', 'release'];
 
 const arePlain = new WeakMap<Tarn, boolean>();
 /** `knex.initialize()` makes another one, of options that the client does not show. */
@@ -51,9 +128,10 @@ function isPlain(client: Knex.Client, pool: Tarn): boolean {
 }
 
 function isTarn(pool: Tarn): boolean {
-  const { free, used, pendingAcquires, emitter } = pool;
-  const hasLists = [free, used, pendingAcquires].every(Array.isArray);
-  return hasLists && typeof emitter?.listenerCount === 'function' && 'interval' in pool;
+  const { free, used, pendingCreates, pendingAcquires, emitter, max, acquireTimeoutMillis } = pool;
+  const hasLists = [free, used, pendingCreates, pendingAcquires].every(Array.isArray);
+  const hasNumbers = [max, acquireTimeoutMillis].every(Number.isFinite);
+  return hasLists && hasNumbers && typeof emitter?.listenerCount === 'function' && 'interval' in pool;
 }
 
 /** Whether Knex has nothing to ask of a connection but that it lives: no `validate`, no lifetime, no settings that expire. */

@@ -1,5 +1,6 @@
 import type { Request } from 'express';
 import type { Knex } from 'knex';
+import type { Wish } from './acquisition';
 import { assertKnex } from './assert-knex';
 import { sessionsOn } from './attached-sessions';
 import type { Beginning } from './beginning';
@@ -106,9 +107,9 @@ export abstract class MountedSession implements TransactionOwner {
     return this.mount.isDiagnosing ? undefined : this.face.take(this.scope, beginning);
   }
 
-  connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection> {
+  connect(wish: Wish, beginning: Beginning): Promise<Connection> {
     if (this.mount.isDiagnosing) diagnoseBody(this.exchange.req, () => this.scope.transaction.isConnected);
-    return this.face.connect(this.scope, isWanted, beginning);
+    return this.face.connect(this.scope, wish, beginning);
   }
 
   protected get options(): ResolvedOptions {

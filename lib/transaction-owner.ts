@@ -1,3 +1,4 @@
+import type { Wish } from './acquisition';
 import type { Beginning } from './beginning';
 import type { Connection } from './connection';
 import type { SessionError, SessionOpenLongError } from './errors';
@@ -12,8 +13,8 @@ export interface TransactionOwner extends Subject {
   readonly isChosen: boolean;
   /** A connection that can be had at once. */
   take(beginning: Beginning): Connection | undefined;
-  /** Takes a connection. @param isWanted whether anybody still waits for it */
-  connect(isWanted: () => boolean, beginning: Beginning): Promise<Connection>;
+  /** Takes a connection, or waits for one. */
+  connect(wish: Wish, beginning: Beginning): Promise<Connection>;
   /** Throws if a transaction that has not been used can no longer be. */
   assertUsable(): void;
   /** Called before the first statement takes a connection; what it throws refuses the statement. */

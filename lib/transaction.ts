@@ -297,7 +297,7 @@ export class Transaction extends StatementRunner {
   }
 
   private acquire({ beginning, acquireTimeout }: Terms): Promise<Connection> {
-    this.acquisition = new Acquisition((isWanted) => this.owner.connect(isWanted, beginning), acquireTimeout);
+    this.acquisition = new Acquisition((wish) => this.owner.connect(wish, beginning), acquireTimeout);
     return this.acquisition.connection;
   }
 

@@ -45,7 +45,7 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
       },
       bytesHeld: 0,
       take: (beginning) => face.take(scope, beginning),
-      connect: (isWanted, beginning) => face.connect(scope, isWanted, beginning),
+      connect: (wish, beginning) => face.connect(scope, wish, beginning),
       assertUsable: () => {},
       onFirstUse: () => {
         const terms = unit.terms(added);

@@ -38,7 +38,7 @@ const excludedTests = [
   ['connection-lost', 'when the server ends a transaction that takes too long', REFUSED],
   ['connection-lost', 'when the server ends a statement that takes too long', REFUSED],
   ['connection-lost', 'when an idle connection of the pool has died is not noticed', LIVES_ON],
-  ['free-connection', 'is not taken when it is known to be dead', LIVES_ON],
+  ['knex-pool', 'is not taken when it is known to be dead', LIVES_ON],
   ['matrix-connection', 'before BEGIN: 503, D (killed)', LIVES_ON],
   ['matrix-connection', 'after COMMIT, before the response: 200, D (killed)', LIVES_ON],
   ['matrix-connection', 'during the response: unaffected (killed)', LIVES_ON],
