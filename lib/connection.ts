@@ -7,26 +7,28 @@ import { destroyStream } from './open-streams';
 import {
   COMPLETION_UNKNOWN,
   endAtOnce,
-  hasFoundNoBegin,
-  holdTogether,
-  isComplete,
   isGivenUp,
-  isGroupable,
   isReady,
   isServerError,
   observeStatus,
   type PgConnection,
-  type Preamble,
-  precededBy,
   QUERY_CANCELED,
-  runCommand,
-  type SendQuery,
   type Statement,
-  StatementConnection,
-  sendTo,
   transactionStatus,
   whenReady,
 } from './postgres';
+import {
+  hasFoundNoBegin,
+  holdTogether,
+  isComplete,
+  isGroupable,
+  type Preamble,
+  precededBy,
+  runCommand,
+  type SendQuery,
+  StatementConnection,
+  sendTo,
+} from './send';
 
 /** A Knex client, as far as a connection uses it; its calls emit Knex's events. */
 export interface KnexClient {

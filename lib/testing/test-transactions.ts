@@ -4,7 +4,8 @@ import type { IsolationLevel } from '../beginning';
 import { Deadline, settledWithin } from '../deadline';
 import { SessionError } from '../errors';
 import { streamOptionOf } from '../knex-face';
-import { endAtOnce, observeStatus, type PgConnection, runCommand, transactionStatus } from '../postgres';
+import { endAtOnce, observeStatus, type PgConnection, transactionStatus } from '../postgres';
+import { runCommand } from '../send';
 import { Requests, type TestRequest } from './requests';
 import { beginSql, rollbackSql } from './simulated-commit';
 
