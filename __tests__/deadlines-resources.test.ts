@@ -1,9 +1,12 @@
+import { AsyncLocalStorage, createHook } from 'node:async_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { withSession } from 'express-knex-session';
 import { never, openSite, timers } from './support/deadlines';
 import { get, RawClient } from './support/http';
 import { type Handler, insert, useLedger } from './support/ledger';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
+import { deferred } from './support/wire';
 
 failOnWarnings();
 const ledger = useLedger();
@@ -118,6 +121,46 @@ describe('when a request has ended', () => {
     await client.reset();
     await eventually(() => expect(site.errors).toHaveLength(1));
     await eventually(() => expect(running()).toBe(0));
+  });
+});
+
+describe('while sessions are open', () => {
+  it('has one timer for all limits that are far away, in the context of none of them', async () => {
+    const storage = new AsyncLocalStorage<string>();
+    const contexts: unknown[] = [];
+    const hook = createHook({
+      init: (_id, type) => {
+        if (type === 'Timeout') contexts.push(storage.getStore());
+      },
+    });
+    const work = deferred();
+    // That of the tests before has ended.
+    await sleep(100);
+    const open = Array.from({ length: 5 }, (_, i) =>
+      storage.run(`request ${i}`, () =>
+        withSession(
+          ledger.knex,
+          async (session) => {
+            await session.raw('SELECT 1');
+            await work.promise;
+          },
+          limits,
+        ),
+      ),
+    );
+    await eventually(() => expect(poolUsage(ledger.knex).used).toBe(5));
+    await sleep(100);
+    const before = timers();
+    hook.enable();
+    await sleep(200);
+    hook.disable();
+    const sleeping = 1;
+    expect(contexts.length - sleeping).toBeGreaterThan(1);
+    expect(contexts.length - sleeping).toBeLessThan(6);
+    expect(new Set(contexts)).toEqual(new Set([undefined]));
+    work.resolve();
+    await Promise.all(open);
+    await eventually(() => expect(timers()).toBe(before - 1));
   });
 });
 

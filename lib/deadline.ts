@@ -7,21 +7,38 @@ const { clearTimeout, setImmediate, setTimeout } = timers;
 /** The time in ms. */
 export const now: () => number = performance.now.bind(performance);
 
-/** Nearly all deadlines are called off before this, and need no timer of their own: those of a session took 4 % of what a small request costs. */
+/**
+ * How often those far away are looked at. Nearly all are called off before they pass, and need no timer of their own: those of a session
+ * took 4 % of what a small request costs.
+ */
 const TICK_MS = 50;
-const young = new Set<Deadline>();
+const farAway = new Set<Deadline>();
+/** It looks for all of them, and keeps the context of none. */
+const watch = new AsyncResource('express-knex-session.deadlines');
 let isTicking = false;
 
-function tick(): void {
+function look(): void {
   isTicking = false;
-  for (const deadline of young) deadline.grow();
-  young.clear();
+  const horizon = now() + 2 * TICK_MS;
+  for (const deadline of farAway) {
+    if (deadline.passesAt > horizon) continue;
+    farAway.delete(deadline);
+    deadline.startTimer();
+  }
+  lookLater();
+}
+
+function lookLater(): void {
+  if (isTicking || farAway.size === 0) return;
+  isTicking = true;
+  watch.runInAsyncScope(setTimeout, undefined, look, TICK_MS);
 }
 
 /** What a session waits for now has an end: one at a time. It passes in the context that it was made in. */
 export class Deadline extends AsyncResource {
   private timer: NodeJS.Timeout | undefined;
-  private passesAt = 0;
+  /** As {@link now} tells the time. */
+  passesAt = 0;
   private onPassed: (() => void) | undefined;
 
   constructor() {
@@ -34,16 +51,14 @@ export class Deadline extends AsyncResource {
     if (ms <= 0) return;
     this.onPassed = onPassed;
     this.passesAt = now() + ms;
-    if (ms < TICK_MS) this.grow();
+    if (ms < TICK_MS) this.startTimer();
     else {
-      young.add(this);
-      if (!isTicking) setTimeout(tick, TICK_MS);
-      isTicking = true;
+      farAway.add(this);
+      lookLater();
     }
   }
 
-  /** Gets a timer of its own. */
-  grow(): void {
+  startTimer(): void {
     const { onPassed, passesAt } = this;
     // Where the event loop was busy for longer than that, it has passed by now: Node 21 and later warn of a negative delay.
     const ms = Math.max(1, Math.ceil(passesAt - now()));
@@ -51,7 +66,7 @@ export class Deadline extends AsyncResource {
   }
 
   clear(): void {
-    if (this.timer === undefined) young.delete(this);
+    if (this.timer === undefined) farAway.delete(this);
     else clearTimeout(this.timer);
     this.timer = this.onPassed = undefined;
   }
