@@ -206,15 +206,17 @@ describe('a session that waits for a connection', () => {
     expect(poolUsage(knex)).toEqual({ used: 0, free: 1, pendingAcquires: 0 });
   });
 
-  it('hears of it when its pool is destroyed', async () => {
+  it('hears of it when its pool is destroyed, and so do those behind it', async () => {
     const { knex, end } = await full();
-    const waiter = pidIn(knex);
-    waiter.catch(() => {});
-    await waiting(knex, 1);
+    const told: string[] = [];
+    for (const [i, wait] of [() => pidIn(knex), () => knex.raw('SELECT 1'), () => pidIn(knex), () => pidIn(knex)].entries()) {
+      Promise.resolve(wait()).catch((error) => told.push(`${i} ${error.cause?.message ?? error.message}`));
+      await waiting(knex, i + 1);
+    }
     const destroyed = knex.destroy();
     await end();
     await destroyed;
-    await expect(waiter).rejects.toMatchObject({ code: 'ERR_SESSION_UNAVAILABLE', cause: { message: 'aborted' } });
+    await eventually(() => expect(told.sort()).toEqual(['0 aborted', '1 aborted', '2 aborted', '3 aborted']));
     knex.initialize();
   });
 

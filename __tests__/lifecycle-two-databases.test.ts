@@ -218,4 +218,24 @@ describe.each(flavours)('on $version, with two databases under two properties', 
     await eventually(() => expect(outcomes[0]?.()).toEqual(['committed', 'committed', true]));
     expect(await stored()).toEqual([['a'], ['b']]);
   });
+
+  it('commits what `shouldCommit` of the first writes by the second, whose first use that is', async () => {
+    const app = flavour.express();
+    const shouldCommit = (req: Request, res: Response): boolean => {
+      write((req as unknown as Sessions).two, 'audit').catch(() => {});
+      return res.statusCode < 400;
+    };
+    app.use(sessionMiddleware(first.knex, { property: 'one', shouldCommit }), sessionMiddleware(second.knex, { property: 'two' }));
+    app.use(
+      flavour.route(async (req, res) => {
+        await write((req as unknown as Sessions).one, 'a');
+        res.sendStatus(201);
+      }),
+    );
+    app.use(sessionErrorHandler());
+    const { url } = await first.listen(app);
+    expect((await get(url)).status).toBe(201);
+    expect(await stored()).toEqual([['a'], ['audit']]);
+    expect(used()).toEqual([0, 0]);
+  });
 });

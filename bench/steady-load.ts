@@ -13,17 +13,21 @@ export interface LoadFigures {
 export interface LoadOptions {
   port: number;
   connections: number;
+  /** Requests that all clients send together, each in its turn. Without it, each sends its next one as soon as it has an answer. */
+  perSecond?: number | undefined;
   /** The request's first words, such as `GET /accounts/7`. */
   requestOf: (n: number) => string;
   onAnswer?: (n: number, status: number) => void;
 }
 
 /**
- * Clients that go on for as long as they are let, each on a connection of its own, each with its next request as soon as it has an answer.
- * They write and read plain bytes: Node's own client costs more than the server that it would measure, and the cores are shared.
+ * Clients that go on for as long as they are let, each on a connection of its own. They write and read plain bytes: Node's own client costs more than the server that it would measure, and the cores are shared.
  */
 export class SteadyLoad {
   private readonly clients: SteadyClient[] = [];
+  /** Those that have their answer, where there is a rate. */
+  private readonly idle: SteadyClient[] = [];
+  private pacemaker: NodeJS.Timeout | undefined;
   private count = 0;
   private isStopping = false;
   private since = performance.now();
@@ -48,7 +52,24 @@ export class SteadyLoad {
     }
     await Promise.all(first);
     load.take();
+    if (options.perSecond !== undefined) load.pace(options.perSecond);
     return load;
+  }
+
+  private pace(perSecond: number): void {
+    const began = performance.now();
+    let due = 0;
+    this.pacemaker = setInterval(() => {
+      const dueNow = Math.floor(((performance.now() - began) * perSecond) / 1_000);
+      // What nobody was there to send is not made up for: a burst would be another load.
+      for (let missing = dueNow - due; missing > 0 && this.idle.length > 0; missing--) this.idle.shift()?.send();
+      due = dueNow;
+    }, 1);
+  }
+
+  private proceed(client: SteadyClient): void {
+    if (this.options.perSecond === undefined || this.isStopping) client.send();
+    else this.idle.push(client);
   }
 
   /** What has come since the last time. */
@@ -63,6 +84,8 @@ export class SteadyLoad {
   /** Resolves when each client has the answer that it waits for, or after `ms`; then cuts the connections. */
   async stop(ms = 10_000): Promise<void> {
     this.isStopping = true;
+    clearInterval(this.pacemaker);
+    for (const client of this.idle.splice(0)) client.send();
     const deadline = new AbortController();
     await Promise.race([
       Promise.all(this.clients.map((client) => client.ended)),
@@ -80,6 +103,7 @@ export class SteadyLoad {
       this.options.port,
       () => this.next(),
       (n, status, ms) => this.note(n, status, ms),
+      (idle) => this.proceed(idle),
     );
     this.clients.push(client);
     return client.start();
@@ -121,6 +145,7 @@ class SteadyClient {
     private readonly port: number,
     private readonly next: () => { n: number; head: string } | undefined,
     private readonly note: (n: number, status: number, ms: number) => void,
+    private readonly proceed: (client: SteadyClient) => void,
   ) {
     this.ended = new Promise((resolve) => {
       this.end = resolve;
@@ -163,7 +188,7 @@ class SteadyClient {
     });
   }
 
-  private send(): void {
+  send(): void {
     const request = this.next();
     if (!request) {
       this.end();
@@ -185,7 +210,7 @@ class SteadyClient {
     const closes = /\r\nconnection: close/i.test(this.text.slice(0, head));
     this.text = '';
     this.answered(status);
-    if (!closes) this.send();
+    if (!closes) this.proceed(this);
   }
 
   private answered(status: number): void {

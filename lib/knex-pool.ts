@@ -74,13 +74,14 @@ export class PlaceInQueue {
   }
 
   reject(error: unknown): void {
-    this.isRejected = true;
     this.leave();
-    this.fail(error);
+    this.abort(error);
   }
 
-  abort(): void {
-    this.reject(new Error('aborted'));
+  /** By the destruction of the pool, which goes through its queue: nobody must leave that now. */
+  abort(error: unknown = new Error('aborted')): void {
+    this.isRejected = true;
+    this.fail(error);
   }
 
   /** One that tarn is looking for a connection for gets it all the same. */

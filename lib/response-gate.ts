@@ -311,40 +311,37 @@ export class ResponseGate {
       delete (res as { writableNeedDrain?: boolean }).writableNeedDrain;
       this.drain.release();
     };
-    const pass = (): void => {
-      // Our methods stay where they are, and stand aside: to take them off costs more.
-      leave();
-      this.replay();
-      if (isDestroyRequested) res.destroy();
-      letSocketGo();
-    };
-    const refuse = ({ error, keeper }: Failure): void => {
-      leave();
-      this.overrides.remove();
-      if (hasStreamed) {
-        this.cut(error, keeper);
+    this.settling = this.settle(!hasStreamed && !this.hasHandlerEnded, failure).then(
+      () => {
+        // Our methods stay where they are, and stand aside: to take them off costs more.
+        leave();
+        this.replay();
+        if (isDestroyRequested) res.destroy();
         letSocketGo();
-        return;
-      }
-      const retry = keeper.retry?.(error);
-      if (retry) {
-        this.takeBack();
-        letSocketGo();
-        retry();
-        return;
-      }
-      onClose(this.exchange.req, res, letSocketGo);
-      this.discard(error);
-    };
-    const isBeginning = !hasStreamed && !this.hasHandlerEnded;
-    const [keeper, ...others] = this.keepers as [GateKeeper, ...GateKeeper[]];
-    this.settling =
-      failure === undefined && others.length === 0
-        ? keeper.settle(isBeginning).then(pass, (error) => refuse({ error, keeper }))
-        : this.settleAll(isBeginning, failure).then(pass, refuse);
+      },
+      ({ error, keeper }: Failure) => {
+        leave();
+        this.overrides.remove();
+        if (hasStreamed) {
+          this.cut(error, keeper);
+          letSocketGo();
+          return;
+        }
+        const retry = keeper.retry?.(error);
+        if (retry) {
+          this.takeBack();
+          letSocketGo();
+          retry();
+          return;
+        }
+        onClose(this.exchange.req, res, letSocketGo);
+        this.discard(error);
+      },
+    );
   }
 
-  private async settleAll(isBeginning: boolean, failure?: Failure): Promise<void> {
+  /** Also those that come to the gate meanwhile: `shouldCommit` of one session may use another. */
+  private async settle(isBeginning: boolean, failure?: Failure): Promise<void> {
     let first = failure;
     for (const keeper of this.keepers) {
       try {
