@@ -44,6 +44,19 @@ describe('drain()', () => {
     expect(poolUsage(ledger.knex).used).toBe(0);
   });
 
+  it.each([true, false])('does not wait for a hook that has ended (transaction: %s)', async (transaction) => {
+    const work: Handler = async (req, res) => {
+      await insert(req, 'a');
+      req.session.afterCommit(async (session) => void (await session('notes').insert({ id: 'of the hook' })));
+      res.status(201).end();
+    };
+    const site = await openSite(ledger, work, { transaction });
+    expect((await site.get()).status).toBe(201);
+    await eventually(async () => expect(await ledger.stored()).toEqual(['a', 'of the hook']));
+    await site.sessions.drain(10_000);
+    expect(site.sessions.stats()).toMatchObject({ open: 0, waiting: 0 });
+  });
+
   it('waits for those that are open, which may go on, and refuses new ones meanwhile', async () => {
     const site = await waitingSite();
     const answer = site.get();

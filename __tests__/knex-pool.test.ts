@@ -1,5 +1,5 @@
 import { withSession } from 'express-knex-session';
-import type { Knex } from 'knex';
+import createKnex, { type Knex } from 'knex';
 import { useLedger } from './support/ledger';
 import { eventually, poolUsage } from './support/pool';
 import { failOnWarnings } from './support/warnings';
@@ -272,10 +272,31 @@ describe('Knex is asked for a connection, as by anybody else', () => {
     expect(calls).toBe(2);
   });
 
+  it('where that class shares the pool of a plain Knex', async () => {
+    const { knex } = await warm();
+    let calls = 0;
+    const Client_PG = knex.client.constructor as new (config: Knex.Config) => Knex.Client;
+    class Own extends Client_PG {
+      override acquireConnection(): ReturnType<Knex.Client['acquireConnection']> {
+        calls++;
+        return super.acquireConnection();
+      }
+    }
+    await pidIn(createKnex({ client: Own as never, connectionPool: knex.client.pool } as Knex.Config));
+    expect(calls).toBe(1);
+  });
+
   it('where its options may have more to ask of a connection', async () => {
-    const { knex } = await warm({ pool: { validate: () => true } as Knex.PoolConfig });
-    const asked = askedOf(knex);
-    await pidIn(knex);
-    expect(askedOf(knex)).toBeGreaterThan(asked);
+    const pool = { min: 0, max: 1, validate: () => true } as Knex.PoolConfig;
+    const { knex } = await warm({ pool });
+    const { knex: initialized } = await warm();
+    await initialized.destroy();
+    initialized.initialize({ ...knex.client.config, pool });
+    for (const asking of [knex, initialized]) {
+      await pidIn(asking);
+      const asked = askedOf(asking);
+      await pidIn(asking);
+      expect(askedOf(asking)).toBeGreaterThan(asked);
+    }
   });
 });

@@ -1,4 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { withSession } from 'express-knex-session';
+import createKnex, { type Knex } from 'knex';
 import { eventually } from './support/pool';
 import { failOnWarnings } from './support/warnings';
 import { deferred, useBench } from './support/wire';
@@ -37,6 +39,30 @@ describe("when connections are in pg's pipeline mode", () => {
       res.end();
     });
     expect([answer.status, ends]).toEqual([200, ['ran']]);
+  });
+
+  it('lets a client class of its own call pg in its other way', async () => {
+    type Send = (text: string, values: unknown[], callback: (error: unknown, result: unknown) => void) => void;
+    const Client_PG = bench.knex.client.constructor as new (config: Knex.Config) => object;
+    class Own extends Client_PG {
+      async _query(connection: { query: Send }, statement: { sql: string; bindings?: unknown[]; response?: unknown }): Promise<object> {
+        statement.response = await new Promise((resolve, reject) => {
+          connection.query(statement.sql, statement.bindings ?? [], (error, result) => (error ? reject(error) : resolve(result)));
+        });
+        return statement;
+      }
+    }
+    const knex = createKnex({ ...bench.knex.client.config, client: Own as never, acquireConnectionTimeout: 2_000 });
+    const found = await withSession(
+      knex,
+      async (session) => {
+        const together = await Promise.all([1, 2].map((n) => session.raw('SELECT ?::int AS n', [n])));
+        return [...together, await session.raw('SELECT 3 AS n')].map(({ rows }) => rows[0].n);
+      },
+      { transactionTimeout: 2_000 },
+    );
+    expect(found).toEqual([1, 2, 3]);
+    await knex.destroy();
   });
 
   it('runs nothing behind COMMIT, by whichever lease', async () => {

@@ -71,6 +71,8 @@ export interface Pool {
   readonly client: KnexClient;
   /** Gives the connection back; with a reason, it is never handed out again. @param client whose connection it was */
   release(connection: PgConnection, reason: unknown, client: KnexClient): void;
+  /** Whether its client sends statements as Knex does. */
+  readonly sendsAsKnex: boolean;
   /** pg's `stream`, as the application has configured it: another way to the server. */
   readonly streamOption: unknown;
 }
@@ -85,7 +87,6 @@ export class PooledConnection implements Connection {
   private readonly watch: LossWatch;
   private cancelling: Promise<void> | undefined;
   private whenLost: Set<() => void> | undefined;
-  private readonly send: SendQuery;
 
   /** @param client receives the events of the commands that the session sends itself, as with `knex.transaction()` */
   constructor(
@@ -97,7 +98,6 @@ export class PooledConnection implements Connection {
   ) {
     // Nothing to begin: statements that commit by themselves.
     this.hasBegun = beginning.commands.length === 0;
-    this.send = sendTo(pg);
     observeStatus(pg);
     this.watch = watchLoss(pg);
     this.watch.onLost = this.onLost;
@@ -126,7 +126,7 @@ export class PooledConnection implements Connection {
     this.takesMore = this.pg.pipeline === true && isGroupable(statement);
     if (this.takesMore) holdTogether(this.pg);
     if (this.hasBegun) {
-      return this.pool.client.query.call(client, this.sending(this.send, txid), statement);
+      return this.send(client, statement, txid);
     }
     if (this.beginningWith) return this.follow(client, statement, txid);
     const first = this.queryFirst(client, statement, txid);
@@ -147,7 +147,7 @@ export class PooledConnection implements Connection {
     if (grouped === undefined) {
       this.takesMore = false;
       await this.begin();
-      return this.pool.client.query.call(client, this.sending(this.send, txid), statement);
+      return this.send(client, statement, txid);
     }
     let result: unknown;
     try {
@@ -184,6 +184,12 @@ export class PooledConnection implements Connection {
     if (this.lostBecause) throw new SessionUnavailableError(this.lostBecause);
     // If the driver has not sent what was in front, this is the first.
     return this.query(client, statement, txid);
+  }
+
+  /** When it has begun. */
+  private send(client: KnexClient, statement: Statement, txid: string | undefined): Promise<unknown> {
+    const isLight = this.takesMore || this.pool.sendsAsKnex;
+    return this.pool.client.query.call(client, isLight ? this.sending(sendTo(this.pg), txid) : this.taggedWith(txid), statement);
   }
 
   /** Knex reads the transaction's id, which its events carry, from the connection: with others under way, one mark is not enough. */
@@ -296,7 +302,7 @@ export class PooledConnection implements Connection {
     return new SessionUnavailableError(cause);
   }
 
-  /** A stream needs pg's own connection. */
+  /** Streams need pg's own connection, and so may a client that is not as Knex has made it. */
   private taggedWith(txid: string | undefined): PgConnection {
     this.pg.__knexTxId = txid;
     return this.pg;

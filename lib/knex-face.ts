@@ -8,7 +8,7 @@ import { bindToContext, outsideOfContext, runUnitInContext } from './context';
 import { SessionError } from './errors';
 import { publishDestroyed } from './events';
 import type { HookKind } from './hooks';
-import { handOver, queueForConnection, takeFreeConnection } from './knex-pool';
+import { handOver, isKnexOwn, queueForConnection, takeFreeConnection } from './knex-pool';
 import { stackOfCaller } from './origin';
 import { OuterTransaction } from './outer-transaction';
 import { endAtOnce, type PgConnection, type Statement } from './postgres';
@@ -114,6 +114,7 @@ export class KnexFace {
           // It may open another one for those who wait.
           if (!handOver(connection, pool)) outsideOfContext(() => pool.release(connection));
         },
+        sendsAsKnex: isKnexOwn(client, ['_query']),
         get streamOption() {
           return streamOptionOf(client);
         },

@@ -60,8 +60,6 @@ export class PlaceInQueue {
   /** Rejects if no connection can be made, or when the pool is destroyed. */
   readonly promise: Promise<PgConnection>;
   isRejected = false;
-  /** Why no connection could be made: tarn's note. */
-  possibleTimeoutCause: unknown = null;
   resolve!: (connection: PgConnection) => void;
   private fail!: (error: unknown) => void;
 
@@ -75,11 +73,15 @@ export class PlaceInQueue {
 
   reject(error: unknown): void {
     this.leave();
-    this.abort(error);
+    this.end(error);
   }
 
-  /** By the destruction of the pool, which goes through its queue: nobody must leave that now. */
-  abort(error: unknown = new Error('aborted')): void {
+  /** When the pool is destroyed: tarn goes through its queue, which nobody must leave meanwhile. */
+  abort(): void {
+    this.end(new Error('aborted'));
+  }
+
+  private end(error: unknown): void {
     this.isRejected = true;
     this.fail(error);
   }
@@ -113,19 +115,18 @@ function isHeard(emitter: EventEmitter): boolean {
 }
 const EVENTS = ['acquireRequest', 'acquireSuccess', 'acquireFail', 'release'];
 
-const arePlain = new WeakMap<Tarn, boolean>();
-/** `knex.initialize()` makes another one, of options that the client does not show. */
-const firstPools = new WeakMap<Knex.Client, Tarn>();
+/** The first pool of each client: `knex.initialize()` makes another one, of options that the client does not show. */
+const firstPools = new WeakMap<Knex.Client, { readonly pool: Tarn; readonly isPlain: boolean }>();
 
+/** Whether client and pool are as Knex makes them, and the pool has no options that ask more of a connection. */
 function isPlain(client: Knex.Client, pool: Tarn): boolean {
-  let isPlain = arePlain.get(pool);
-  if (isPlain === undefined) {
-    if (!firstPools.has(client)) firstPools.set(client, pool);
-    isPlain = firstPools.get(client) === pool && isTarn(pool) && hasKnownOptions(client.config) && isKnexOwn(client);
-    arePlain.set(pool, isPlain);
+  let first = firstPools.get(client);
+  if (first === undefined) {
+    first = { pool, isPlain: isTarn(pool) && hasKnownOptions(client.config) && isKnexOwn(client, ASKED) };
+    firstPools.set(client, first);
   }
   // Somebody may put methods of his own in between at any time.
-  return isPlain && !Object.hasOwn(pool, 'acquire') && !Object.hasOwn(client, 'acquireConnection');
+  return first.isPlain && first.pool === pool && !Object.hasOwn(pool, 'acquire') && !Object.hasOwn(client, 'acquireConnection');
 }
 
 function isTarn(pool: Tarn): boolean {
@@ -140,13 +141,14 @@ function hasKnownOptions({ connection, connectionPool, pool }: Knex.Config & { c
   return connectionPool === undefined && typeof connection !== 'function' && Object.keys(pool ?? {}).every((name) => HARMLESS.has(name));
 }
 
-/** Whether no class that was made of Knex's has its own way. */
-function isKnexOwn(client: Knex.Client): boolean {
-  const prototypes: object[] = [];
-  for (let prototype: object | null = Object.getPrototypeOf(client); prototype; prototype = Object.getPrototypeOf(prototype))
-    prototypes.push(prototype);
-  return ['acquireConnection', 'validateConnection'].every((name) => prototypes.filter((one) => Object.hasOwn(one, name)).length === 1);
+/** Whether neither the client, nor a class that was made of Knex's, has its own way. */
+export function isKnexOwn(client: Knex.Client, methods: readonly string[]): boolean {
+  const chain: object[] = [];
+  for (let one: object | null = client; one; one = Object.getPrototypeOf(one)) chain.push(one);
+  return methods.every((name) => chain.filter((one) => Object.hasOwn(one, name)).length === 1);
 }
+
+const ASKED = ['acquireConnection', 'validateConnection'];
 
 const HARMLESS = new Set([
   'name',

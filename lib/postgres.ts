@@ -21,7 +21,7 @@ export interface PgConnection {
   readonly processID?: number | null | undefined;
   readonly secretKey?: number | null | undefined;
   query(query: unknown, callback?: QueryCallback): unknown;
-  query(text: string, values: readonly unknown[], callback: QueryCallback): unknown;
+  query(config: object | string, values: unknown, callback: QueryCallback): unknown;
   getTransactionStatus?(): string | null;
   end(): Promise<void>;
   on(event: 'error' | 'end' | 'drain', listener: (error?: unknown) => void): unknown;

@@ -11,7 +11,7 @@ interface PgQuery {
   handleDataRow(message: unknown): void;
   handleCommandComplete(message: unknown, wire: Wire): void;
 }
-type PgQueryClass = new (query: object | string, values: unknown, callback: QueryCallback) => PgQuery;
+type PgQueryClass = new (query: object | string, values: unknown, callback: QueryCallback | undefined) => PgQuery;
 
 /** What Knex asks pg to send. */
 interface QueryConfig {
@@ -20,7 +20,8 @@ interface QueryConfig {
 }
 
 /** Whether it has no more to say than text and values. */
-function isPlain(config: object): config is QueryConfig {
+function hasTextAndValuesOnly(config: object | string): config is QueryConfig {
+  if (typeof config === 'string') return false;
   for (const name in config) if (name !== 'text' && name !== 'values') return false;
   const { text, values } = config as Partial<QueryConfig>;
   return typeof text === 'string' && Array.isArray(values);
@@ -35,13 +36,19 @@ export class StatementConnection {
   ) {}
 }
 
-/** pg's `query`, as Knex calls it. */
-export type SendQuery = (config: object, callback: QueryCallback) => unknown;
+/** pg's `query`. Knex calls it with a configuration and a callback. */
+export type SendQuery = (config: object | string, values: unknown, callback?: QueryCallback) => unknown;
 
-/** pg copies an object with the descriptors of all its properties, which takes longer than all else that it does to send a statement. */
+/**
+ * pg copies an object with the descriptors of all its properties, which takes longer than all else that it does to send a statement. But a
+ * wrapper that an application has put on a connection may know only what Knex calls.
+ */
 export function sendTo(connection: PgConnection): SendQuery {
-  return (config, callback) =>
-    isPlain(config) ? connection.query(config.text, config.values, callback) : connection.query(config, callback);
+  return (config, values, callback) => {
+    if (callback !== undefined) return connection.query(config, values, callback);
+    if (!hasTextAndValuesOnly(config) || Object.hasOwn(connection, 'query')) return connection.query(config, values as QueryCallback);
+    return connection.query(config.text, config.values, values as QueryCallback);
+  };
 }
 
 /** Follows the commands that were sent ahead of the first statement. */
@@ -68,9 +75,9 @@ export interface Preamble {
 export function precededBy(connection: PgConnection, preamble: Preamble): SendQuery | undefined {
   const Query = (connection.constructor as { Query?: PgQueryClass }).Query;
   if (Query === undefined || typeof connection.connection?.parse !== 'function') return undefined;
-  return (config, callback) => {
+  return (config, values, callback) => {
     preamble.isRequested = true;
-    return connection.query(new (groupedQueryOf(Query))(config, callback, preamble, connection.pipeline === true));
+    return connection.query(new (groupedQueryOf(Query))(config, values, callback, preamble, connection.pipeline === true));
   };
 }
 
@@ -112,13 +119,14 @@ function groupedQueryOf(Query: PgQueryClass) {
 function makeGroupedQuery(Query: PgQueryClass) {
   return class GroupedQuery extends Query {
     constructor(
-      config: object,
-      callback: QueryCallback,
+      config: object | string,
+      values: unknown,
+      callback: QueryCallback | undefined,
       readonly preamble: Preamble,
       private readonly isPipelined: boolean,
     ) {
-      const hasAll = isPlain(config);
-      super(hasAll ? config.text : config, hasAll ? config.values : undefined, callback);
+      if (callback === undefined && hasTextAndValuesOnly(config)) super(config.text, config.values, values as QueryCallback);
+      else super(config, values, callback);
       // Unnamed to the server, and named to tracers that put their comment into a copy of it (instrumentation-pg): pg makes a query of its own
       // of a copy, without BEGIN.
       this.name = '';

@@ -49,7 +49,7 @@ export async function runUnitOfWork<T>(unit: UnitOfWork, work: (session: Session
       assertUsable: () => {},
       onFirstUse: () => {
         const terms = unit.terms(added);
-        openSessions?.join(scope.transaction, { evenIfDraining: true });
+        if (!scope.transaction.isAutocommit) openSessions?.join(scope.transaction, { evenIfDraining: true });
         return terms;
       },
       onHook: () => {},

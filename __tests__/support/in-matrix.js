@@ -13,7 +13,7 @@ const coreFiles = {
   ],
   'how a request ends': ['outcome', 'outcome-by-hand', 'outcome-decision', 'outcome-routers', 'lifecycle', 'laziness', 'with-session'],
   'a COMMIT that fails': ['commit-fails', 'commit-fails-connection', 'commit-fails-error-handlers', 'commit-fails-late-errors'],
-  leaks: ['knex-pool', 'connection-commit', 'connection-context', 'connection-lost', 'connection-pool', 'connection-rollback'],
+  leaks: ['knex-pool', 'send', 'connection-commit', 'connection-context', 'connection-lost', 'connection-pool', 'connection-rollback'],
   streams: ['knex-streams', 'outcome-streams', 'streaming-end', 'streaming-errors', 'streaming-session', 'streaming-tls'],
   'clients that leave': ['abort-cancel', 'abort-knex-timeout', 'abort-statement', 'disconnect', 'disconnect-connections', 'signal'],
   deadlines: ['deadlines-acquire', 'deadlines-hung', 'deadlines-responses', 'deadlines-settle', 'deadlines-streams'],
