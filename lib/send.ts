@@ -125,8 +125,8 @@ function makeGroupedQuery(Query: PgQueryClass) {
       readonly preamble: Preamble,
       private readonly isPipelined: boolean,
     ) {
-      if (callback === undefined && hasTextAndValuesOnly(config)) super(config.text, config.values, values as QueryCallback);
-      else super(config, values, callback);
+      const parts = callback === undefined && hasTextAndValuesOnly(config) ? config : undefined;
+      super(parts?.text ?? config, parts?.values ?? values, parts ? (values as QueryCallback) : callback);
       // Unnamed to the server, and named to tracers that put their comment into a copy of it (instrumentation-pg): pg makes a query of its own
       // of a copy, without BEGIN.
       this.name = '';
