@@ -282,7 +282,9 @@ describe('Knex is asked for a connection, as by anybody else', () => {
         return super.acquireConnection();
       }
     }
-    await pidIn(createKnex({ client: Own as never, connectionPool: knex.client.pool } as Knex.Config));
+    const sharing = createKnex({ client: Own as never });
+    sharing.client.pool = knex.client.pool;
+    await pidIn(sharing);
     expect(calls).toBe(1);
   });
 

@@ -11,6 +11,8 @@ const ACCOUNTS = 10_000;
 /** Requests before those that count, in each round: the others have had their turn in between. */
 const RUN_UP = 0.5;
 const WARM_UP = 5;
+/** Of each contestant, by turns: what V8 makes of the same code differs between processes by up to 7 %. */
+const PROCESSES = 2;
 
 /** V8 drops hidden classes and compiled code where nothing is done for seconds: each waits for the others most of the time, as no busy server does. */
 const STAYS_WARM = ['--no-memory-reducer', '--no-flush-bytecode'];
@@ -39,14 +41,18 @@ export interface Selection {
   profileFolder?: string | undefined;
 }
 
-/** Runs the contestants by turns, each in a process of its own. */
+/** Runs the contestants by turns, each in processes of its own. */
 export async function measureComparison(url: string, { rounds, routes: chosen, only, profileFolder }: Selection): Promise<Measured> {
   const knex = createKnex({ client: 'pg', connection: url });
   const measured = Object.fromEntries(routeNames.map((route) => [route, {}])) as Measured;
-  const servers = new Map<string, Server>();
+  const servers = new Map<string, Servers>();
   await createTables(knex);
   try {
-    for (const name of only) servers.set(name, await Server.start(name, url, profileFolder));
+    for (const name of only) {
+      const profiled = await Server.start(name, url, profileFolder);
+      const others = Array.from({ length: PROCESSES - 1 }, () => Server.start(name, url));
+      servers.set(name, [profiled, ...(await Promise.all(others))]);
+    }
     for (const route of chosen) {
       console.error(`${routes[route].title}: warm-up and ${rounds} rounds ...`);
       const running = new Map([...servers].filter(([name]) => !whySkipped(name, route)));
@@ -59,7 +65,7 @@ export async function measureComparison(url: string, { rounds, routes: chosen, o
     console.error('On the wire ...');
     for (const name of only) await measureWire(name, url, chosen, measured);
   } finally {
-    await Promise.all([...servers.values()].map((server) => server.stop()));
+    await Promise.all([...servers.values()].flat().map((server) => server.stop()));
     await knex.schema.dropTable('entries').dropTable('accounts');
     await knex.destroy();
   }
@@ -82,17 +88,21 @@ async function createTables(knex: ReturnType<typeof createKnex>): Promise<void> 
   await knex.raw('VACUUM ANALYZE accounts');
 }
 
-async function measureRoute(route: RouteName, servers: Map<string, Server>, rounds: number): Promise<Map<string, Figures>> {
+/** The processes of a contestant. */
+type Servers = readonly [Server, ...Server[]];
+
+async function measureRoute(route: RouteName, servers: Map<string, Servers>, rounds: number): Promise<Map<string, Figures>> {
   const figures = new Map<string, Figures>();
-  for (const [name, server] of servers) {
+  for (const [name, processes] of servers) {
     figures.set(name, { cpu: [], perSecond: [], p50: [], p99: [], roundTrips: 0, heldMs: [] });
     // Warm-up: the first rounds are those of the compiler.
-    for (let i = 0; i < WARM_UP; i++) await server.measureAwake(route);
+    for (const server of processes) for (let i = 0; i < WARM_UP; i++) await server.measureAwake(route);
   }
   for (let round = 0; round < rounds; round++) {
     // Each goes first in its turn.
-    const order = [...servers].map((_, i, all) => all[(i + round) % all.length] as [string, Server]);
-    for (const [name, server] of order) {
+    const order = [...servers].map((_, i, all) => all[(i + round) % all.length] as [string, Servers]);
+    for (const [name, processes] of order) {
+      const server = processes[round % processes.length] as Server;
       const { cpu, perSecond, p50, p99 } = await server.measureAwake(route);
       const own = figures.get(name) as Figures;
       own.cpu.push(cpu);
@@ -105,9 +115,9 @@ async function measureRoute(route: RouteName, servers: Map<string, Server>, roun
 }
 
 /** The same request has the same answer everywhere. */
-async function verify(route: RouteName, servers: Map<string, Server>): Promise<void> {
+async function verify(route: RouteName, servers: Map<string, Servers>): Promise<void> {
   const answers: { name: string; answer: string }[] = [];
-  for (const [name, server] of servers) answers.push({ name, answer: await server.answer(route) });
+  for (const [name, [server]] of servers) answers.push({ name, answer: await server.answer(route) });
   const [first, ...others] = answers;
   for (const { name, answer } of others) {
     if (answer !== first?.answer)

@@ -9,7 +9,7 @@
  * npm run bench -- testing: how long a test of an app takes, with testDatabase() and in other ways.
  *
  * DATABASE_URL: use this server (a table `accounts`, or databases, are made and dropped in it); else one is started.
- * BENCH_ROUNDS: how many rounds (7). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
+ * BENCH_ROUNDS: how many rounds (8). BENCH_PROFILE: a folder for CPU profiles of the processes that are measured.
  */
 import { measureCheapReads } from './cheap-reads';
 import { compare, partsOf, redraw } from './compare';
@@ -20,7 +20,7 @@ import { measureScale } from './scale';
 import { measureTesting } from './testing';
 
 const profileFolder = process.env['BENCH_PROFILE'];
-const rounds = Number(process.env['BENCH_ROUNDS'] || 7);
+const rounds = Number(process.env['BENCH_ROUNDS'] || 8);
 
 const commands: Record<string, (args: string[]) => Promise<void> | void> = {
   async all() {
@@ -55,10 +55,10 @@ async function main([name = 'all', ...args]: string[]): Promise<void> {
   await command(args);
 }
 
-/** Each contestant keeps a pool of its own. */
+/** Each process of each contestant keeps a pool of its own. */
 async function compareParts(args: string[]): Promise<void> {
   const parts = partsOf(args);
-  await onServer({ max_connections: '250' }, (url) => compare(url, { rounds, profileFolder, ...parts }));
+  await onServer({ max_connections: '400' }, (url) => compare(url, { rounds, profileFolder, ...parts }));
 }
 
 async function compareTesting(): Promise<void> {
